@@ -1,0 +1,283 @@
+"""What was asked for: argument dataclasses, and the one typed path by which YAML and flags fill them.
+
+Defaults < YAML file < flags. YAML is turned into command-line words in front of the real ones, so that both are
+checked by the same parser. After `parse_args` nobody reads `sys.argv`.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from hftl.errors import UserError, unknown_name
+from hftl.records import write_atomically
+
+MAX_YAML_BYTES = 1_000_000
+# Where a run is written and how it is restarted is not part of what it is; a token is never written anywhere.
+NOT_RECORDED = {"output_dir", "resume_from_checkpoint", "hub_token", "local_rank"}
+
+
+def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
+    metadata = {"help": text} | ({"choices": list(choices)} if choices else {})
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Which rows are used, and which of their columns."""
+
+    task: str = _option("text-classification", "What is predicted: text-classification or image-classification.")
+    dataset: str | None = _option(None, "Hub id, folder, file or bundled:NAME.")
+    dataset_config: str | None = _option(None, "Configuration name of a Hub data set.")
+    dataset_revision: str | None = _option(None, "Revision (commit, tag or branch) of a Hub data set.")
+    train_file: str | None = _option(None, "Training file: csv, tsv, json, jsonl or parquet.")
+    validation_file: str | None = _option(None, "Validation file; without it a part of train is held out.")
+    test_file: str | None = _option(None, "Test file, read once, after training.")
+    text_columns: list[str] | None = _option(None, "One or two text columns.")
+    image_column: str | None = _option(None, "Column with images or with image paths.")
+    label_column: str | None = _option(None, "Column with the labels.")
+    problem_type: str | None = _option(
+        None,
+        "Decided from the labels when not given.",
+        ("single_label_classification", "multi_label_classification", "regression"),
+    )
+    label_delimiter: str = _option(",", "Separates the labels of one row in a multi-label text column.")
+    validation_fraction: float = _option(0.2, "Share of train held out when there is no validation split.")
+    num_train_examples: int | None = _option(None, "Train on a class-stratified subset of this size.")
+    num_train_examples_per_class: int | None = _option(None, "Train on this many examples of each class.")
+    num_validation_examples: int | None = _option(None, "Size of the validation subset.")
+    num_test_examples: int | None = _option(None, "Size of the test subset; the same rows for every seed.")
+    on_bad_rows: str = _option("error", "Empty texts and unreadable images: stop, or drop them.", ("error", "skip"))
+    max_length: int | None = _option(None, "Longest text in tokens; default: the model's limit, 512 at most.")
+    image_size: int | None = _option(None, "Height and width in pixels; default: the checkpoint's own.")
+    augmentation: str = _option(
+        "auto",
+        "Crop and flip while training an image model: auto is strong for scratch and light otherwise.",
+        ("auto", "none", "light", "strong"),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise UserError(f"--validation_fraction is {self.validation_fraction}; give a share between 0 and 1.")
+        for name in ("num_train_examples", "num_train_examples_per_class", "num_validation_examples"):
+            _check_positive(name, getattr(self, name))
+        for name in ("num_test_examples", "max_length", "image_size"):
+            _check_positive(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which network is trained, and how much of it."""
+
+    mode: str | None = _option(None, "full, peft, scratch or probe.")
+    model_name_or_path: str | None = _option(None, "Hub id, folder or bundled:NAME.")
+    model_revision: str = _option("main", "Revision (commit, tag or branch) of a Hub checkpoint.")
+    config_overrides: str | None = _option(
+        None, "Scratch only: changes to the network, such as num_hidden_layers=2,hidden_size=128."
+    )
+    dtype: str = _option(
+        "float32", "Type of the frozen weights; what is trained stays float32.", ("float32", "bfloat16")
+    )
+    head_init: str = _option(
+        "auto",
+        "Start the head from logistic regression on frozen features, or at random.",
+        ("auto", "probe", "random"),
+    )
+    head_learning_rate: float | None = _option(None, "Learning rate of the head; default: that of the rest.")
+    adapter: str = _option("lora", "PEFT method.")
+    lora_r: int = _option(16, "Rank of the LoRA matrices.")
+    lora_alpha: int = _option(16, "LoRA scale: the update is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = _option(0.0, "Dropout in front of the LoRA matrices.")
+    target_modules: list[str] | None = _option(None, "Modules to adapt; default: chosen from the network.")
+
+    def __post_init__(self) -> None:
+        _check_positive("lora_r", self.lora_r)
+
+
+def _check_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UserError(f"--{name} is {value}; give 1 or more.")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All settings of one run. `training` is transformers' own, unmodified; `given` names what the user set."""
+
+    data: DataArguments
+    model: ModelArguments
+    training: TrainingArguments
+    given: frozenset[str]
+
+    def set_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """Fill the training arguments that the user left open."""
+        for name, value in defaults.items():
+            if name not in self.given:
+                setattr(self.training, name, value)
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings that differ from the built-in defaults, after `set_defaults`: enough to run again."""
+        record = {}
+        for arguments in (self.data, self.model, self.training):
+            for item in dataclasses.fields(arguments):
+                value = getattr(arguments, item.name)
+                value = getattr(value, "value", value)
+                default = getattr(item.default, "value", item.default)
+                is_plain = isinstance(value, (str, int, float, bool, list, dict))
+                if item.init and is_plain and value != default and item.name not in NOT_RECORDED:
+                    record[item.name] = value
+        for name in self.given - NOT_RECORDED:
+            record.setdefault(name, self._value(name))
+        return {name: value for name, value in sorted(record.items()) if value is not None}
+
+    def _value(self, name: str) -> Any:
+        owner = next(
+            a for a in (self.data, self.model, self.training) if name in {f.name for f in dataclasses.fields(a)}
+        )
+        value = getattr(owner, name)
+        return getattr(value, "value", value)
+
+
+ARGUMENT_CLASSES = (DataArguments, ModelArguments, TrainingArguments)
+
+
+def flag_names() -> dict[str, str]:
+    """Every flag as it can be typed -> the name of its field."""
+    names = {}
+    for item in (f for cls in ARGUMENT_CLASSES for f in dataclasses.fields(cls) if f.init):
+        for spelling in {item.name, item.name.replace("_", "-")}:
+            names[f"--{spelling}"] = item.name
+            names[f"--no_{spelling}"] = names[f"--no-{spelling}"] = item.name
+    return names
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(message)
+
+
+def parse_args(
+    argv: Sequence[str] | None = None, *, default_config: str | Path | None = None, mode: str | None = None
+) -> Arguments:
+    """Parse `[CONFIG.yaml] [--flag value ...]`.
+
+    Args:
+        argv: the words; default: the command line of this process.
+        default_config: used when neither a YAML file nor data are named.
+        mode: the mode that a recipe stands for; a configuration that asks for another one is an error.
+
+    Raises:
+        UserError: an unknown key or flag, a value of the wrong type, two configuration files.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    flags = flag_names()
+    config, words = _split_config(argv)
+    names_data = any(flags.get(word.split("=")[0]) in {"dataset", "train_file"} for word in words)
+    if config is None and not names_data and not {"-h", "--help"} & set(words):
+        config = default_config
+    words = (_yaml_words(Path(config), set(flags.values())) if config else []) + words
+    parser = _Parser(ARGUMENT_CLASSES, allow_abbrev=False, prog=_program_name())
+    namespace, unknown = parser.parse_known_args(words)
+    _refuse_unknown(unknown, flags)
+    given = frozenset(flags[word.split("=")[0]] for word in words if word.split("=")[0] in flags)
+    return _build_arguments(vars(namespace), given, mode)
+
+
+def _build_arguments(values: dict[str, Any], given: frozenset[str], mode: str | None) -> Arguments:
+    if values.get("hub_token"):
+        raise UserError("--hub_token would end in logs and files. Set the environment variable HF_TOKEN instead.")
+    if mode is not None and values["mode"] not in (None, mode):
+        raise UserError(
+            f"This recipe trains mode {mode!r}, but the configuration says {values['mode']!r}. "
+            f"Use `hftl train --mode {values['mode']}`."
+        )
+    values["mode"] = mode or values["mode"]
+    parts = []
+    for cls in ARGUMENT_CLASSES:
+        names = {item.name for item in dataclasses.fields(cls) if item.init}
+        try:
+            parts.append(cls(**{name: values[name] for name in names}))
+        except (ValueError, TypeError) as error:  # TrainingArguments checks combinations, each with its own message
+            raise UserError(str(error)) from error
+    return Arguments(*parts, given=given | {"mode"})
+
+
+def _program_name() -> str:
+    name = os.path.basename(sys.argv[0])
+    return "hftl train" if name in {"hftl", "__main__.py"} else name
+
+
+def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    if not argv or argv[0].startswith("-"):
+        return None, argv
+    if not argv[0].endswith((".yaml", ".yml")):
+        raise UserError(f"{argv[0]!r} is neither a flag nor a .yaml file. Flags start with --.")
+    return argv[0], argv[1:]
+
+
+def _refuse_unknown(unknown: list[str], flags: dict[str, str]) -> None:
+    for word in unknown:
+        if word.startswith("--"):
+            known = {flag for flag in flags if not flag.startswith("--no") and "-" not in flag[2:]}
+            raise unknown_name("flag", word.split("=")[0].replace("-", "_").replace("__", "--", 1), known)
+    if unknown:
+        raise UserError(f"Unexpected words on the command line: {' '.join(unknown)}. A list follows its flag.")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe loading that refuses a key given twice instead of keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f"The key {key!r} is given twice{node.start_mark}.")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A flat YAML mapping, safely loaded."""
+    if not path.is_file():
+        raise UserError(f"There is no configuration file {str(path)!r}.")
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise UserError(f"{path} is larger than {MAX_YAML_BYTES:,} bytes: not a configuration.")
+    try:
+        content = yaml.load(path.read_text("utf-8"), Loader=_StrictLoader) or {}  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold `key: value` lines, found a {type(content).__name__}.")
+    return content
+
+
+def _yaml_words(path: Path, known: set[str]) -> list[str]:
+    words = []
+    for key, value in read_yaml(path).items():
+        if key not in known:
+            raise unknown_name(f"key in {path}:", str(key), known)
+        if value is not None:
+            words += [f"--{key}", *_as_words(value)]
+    return words
+
+
+def _as_words(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [
+        json.dumps(value) if isinstance(value, dict) else str(value).lower() if isinstance(value, bool) else str(value)
+    ]
+
+
+def write_config(arguments: Arguments, folder: Path) -> dict[str, Any]:
+    """Write `config.yaml`, from which the run can be repeated, and return its content."""
+    settings = arguments.resolved()
+    text = "# Run again with: hftl train THIS_FILE\n" + yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
+    if arguments.training.should_save:
+        write_atomically(folder / "config.yaml", text.encode())
+    return settings

@@ -1,0 +1,47 @@
+"""How many floating-point operations does a computation take? Counted operator by operator, not estimated.
+
+A multiplication and an addition are two operations. Only matrix products, convolutions and attention count, as in the
+figures that are published as 6 x parameters x tokens; what an activation or a norm adds is about a percent.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
+
+Shape = Sequence[int]
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *args: object, **kwargs: object) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(grad: Shape, query: Shape, key: Shape, value: Shape, *args: object, **kwargs: object) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+def _convolution_backward(grad: Shape, inputs: Shape, weight: Shape, *args: object, **kwargs: object) -> int:
+    """As much as the forward pass for each of the gradients wanted: of the inputs and of the weight."""
+    *_, is_transposed, _output_padding, _groups, output_mask = args
+    return conv_flop_count(inputs, weight, grad, transposed=is_transposed) * sum(output_mask[:2])
+
+
+# Where torch 2.8 to 2.13 is wrong.
+_FORMULAS = {
+    # Counted on CUDA alone, so 0 on the CPU: pytorch/pytorch#195460.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    # The weight gradient of a depthwise convolution is counted once for every channel: pytorch/pytorch#183405.
+    torch.ops.aten.convolution_backward: _convolution_backward,
+}
+
+
+def count_flops(function: Callable[[], object]) -> int:
+    """Call `function` once and count what it executes, backward passes and recomputation included.
+
+    What runs outside of torch's dispatcher, such as the 4-bit matrix products of bitsandbytes, is not seen.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    with counter:
+        function()
+    return counter.get_total_flops()

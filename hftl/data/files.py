@@ -1,0 +1,210 @@
+"""What do local files hold? Tables, image folders and `save_to_disk` folders become raw splits, rows as they are.
+
+It must not know which columns matter or what a label means: names and types of columns are `columns` and `labels`.
+Nothing here reads the network.
+"""
+
+import glob
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pyarrow.compute as pc
+from PIL import Image
+
+from hftl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TABLE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "test": "test",
+    "testing": "test",
+}
+IMAGE_PATH_NAMES = ("image", "img", "image_path", "image_file", "file_name", "filename", "file_path", "path", "file")
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+# Only what reads back as the same text, so that "007" and ids of 20 digits stay texts.
+_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+_DECIMAL = r"^[-+]?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether the ending is that of a table (.csv, .tsv, .json, .jsonl, .parquet, in any case, also with .gz)."""
+    return _ending(path) in TABLE_FORMATS
+
+
+def read_tables(
+    files: dict[str, str], *, text_columns: Iterable[str] = (), image_column: str | None = None
+) -> dict[str, datasets.Dataset]:
+    """Reads one table a split.
+
+    Args:
+        files: split name -> path.
+        text_columns: columns of a CSV that stay strings even if every value looks like a number.
+        image_column: column with image paths; well-known names are found without it.
+
+    Raises:
+        UserError: a file is missing, of an unknown kind, unreadable or without rows.
+    """
+    return {
+        split: _absolute_image_paths(_read_table(Path(path).expanduser(), set(text_columns)), path, image_column)
+        for split, path in files.items()
+    }
+
+
+def read_folder(
+    folder: Path, *, text_columns: Iterable[str] = (), image_column: str | None = None
+) -> dict[str, datasets.Dataset]:
+    """Reads a `save_to_disk` folder, a folder of tables named by split (train.csv, ...), or a folder of images.
+
+    Images lie in one folder a class, with or without folders named by split above them, or beside a metadata table
+    with a `file_name` column.
+
+    Raises:
+        UserError: the folder holds none of these.
+    """
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _read_saved(folder)
+    options = {"text_columns": text_columns, "image_column": image_column}
+    tables = {path.name.split(".")[0]: str(path) for path in sorted(folder.iterdir()) if is_table(path)}
+    if tables := {name: path for name, path in tables.items() if name.lower() in SPLIT_NAMES}:
+        return read_tables(tables, **options)
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    # Split folders only if all are: a folder of classes may well have one that is called `train`.
+    is_split = bool(children) and all(child.name.lower() in SPLIT_NAMES for child in children)
+    roots = {child.name: child for child in children} if is_split else {"train": folder}
+    metadata = {name: _metadata_file(root) for name, root in roots.items()}
+    if any(metadata.values()):
+        if missing := [str(roots[name]) for name, path in metadata.items() if path is None]:
+            raise UserError(f"Other splits have a metadata table but {missing[0]} has none; add one to it.")
+        return read_tables(metadata, **options)
+    return _read_image_folders(roots)
+
+
+def _read_saved(folder: Path) -> dict[str, datasets.Dataset]:
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    # IndexError: `datasets` 5.2 writes a split without rows but cannot read it.
+    except (datasets.exceptions.DatasetsError, ValueError, OSError, KeyError, IndexError) as error:
+        raise UserError(f"Cannot read {folder} ({error}): a file is damaged or a split has no rows.") from error
+    return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+
+
+def _ending(path: str | Path) -> str:
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
+    if not path.is_file():
+        raise UserError(f"There is no file {path} (working folder: {Path.cwd()}).")
+    if not is_table(path):
+        raise UserError(f"{path} has an unknown ending; expected one of {', '.join(TABLE_FORMATS)}, also with .gz.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes); give a table with rows.")
+    try:
+        table = _parse_csv(path, text_columns) if TABLE_FORMATS[_ending(path)] == "csv" else _parse(path)
+        table.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8
+        return table
+    # StopIteration: `datasets` 5.2 lets it out for a JSON file of blank lines. ArrowInvalid is a ValueError.
+    except (datasets.exceptions.DatasetsError, ValueError, OSError, StopIteration, pd.errors.ParserWarning) as error:
+        raise _read_error(path, error.__cause__ or error) from error
+
+
+def _read_error(path: Path, cause: BaseException) -> UserError:
+    if isinstance(cause, UnicodeDecodeError) or "UTF" in str(cause).upper():
+        return UserError(f"{path} is not UTF-8 ({cause}); convert it, e.g. `iconv -f latin1 -t utf-8`.")
+    if "corresponds to no data" in str(cause) or isinstance(cause, StopIteration):
+        return UserError(f"{path} has no rows; give a table with rows.")
+    if isinstance(cause, pd.errors.ParserWarning):
+        return UserError(f"Rows of {path} have more fields than its header; quote the texts that hold the separator.")
+    return UserError(f"Cannot read {path} as {_ending(path)[1:]}: {cause}. Check the file.")
+
+
+def _parse(path: Path, **options) -> datasets.Dataset:
+    # The library takes a path as a glob pattern, so `a[1].csv` must be escaped.
+    files = {"train": glob.escape(str(path.absolute()))}
+    return datasets.load_dataset(TABLE_FORMATS[_ending(path)], data_files=files, split="train", **options)
+
+
+def _parse_csv(path: Path, text_columns: set[str]) -> datasets.Dataset:
+    """Reads every column as text and then makes numbers of those columns that hold nothing else.
+
+    pandas' own guess turns "NA" and "null" into missing values and "007" into 7, and gives up when a column turns
+    from numbers to texts after 10,000 rows.
+    """
+    separator = "\t" if _ending(path) == ".tsv" else ","
+    names = list(pd.read_csv(path, sep=separator, nrows=0, index_col=False).columns)
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    with warnings.catch_warnings():
+        # Without index_col=False a surplus field shifts all columns by one; with it, it is dropped with this warning.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        table = _parse(path, features=features, sep=separator, keep_default_na=False, na_values=[""], index_col=False)
+    for name in set(names) - text_columns:
+        if dtype := _number_type(table, name):
+            features[name] = datasets.Value(dtype)
+    return table.cast(features)
+
+
+def _number_type(table: datasets.Dataset, name: str) -> str | None:
+    values = pc.unique(table.data.column(name)).drop_null()
+    if len(values) == 0:
+        return None
+    for pattern, dtype in ((_INTEGER, "int64"), (_DECIMAL, "float64")):
+        if pc.all(pc.match_substring_regex(values, pattern)).as_py():
+            return dtype
+    return None
+
+
+def _absolute_image_paths(table: datasets.Dataset, path: str, image_column: str | None) -> datasets.Dataset:
+    """Makes image paths, which are relative to the folder of their table, absolute."""
+    folder = Path(path).expanduser().absolute().parent
+    names = [image_column] if image_column else [name for name in table.column_names if name in IMAGE_PATH_NAMES]
+    for name in names:
+        feature = table.features.get(name)
+        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+            values = table[name][:]
+            if image_column or _is_image(Path(next(filter(None, values), ""))):
+                absolute = [value and str(folder / value) for value in values]
+                table = table.remove_columns(name).add_column(name, absolute, feature=datasets.Value("string"))
+    return table
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in Image.registered_extensions() and not path.name.startswith(".")
+
+
+def _metadata_file(folder: Path) -> str | None:
+    return next((str(folder / name) for name in METADATA_NAMES if (folder / name).is_file()), None)
+
+
+def _read_image_folders(roots: dict[str, Path]) -> dict[str, datasets.Dataset]:
+    images = {name: sorted(filter(_is_image, root.rglob("*"))) for name, root in roots.items()}
+    for name, root in roots.items():
+        if not images[name]:
+            raise UserError(
+                f"{root} holds no images; expected one folder a class with images in it, metadata.csv, tables named "
+                "train.csv (tsv, json, jsonl, parquet), or a folder written by save_to_disk."
+            )
+        if astray := [path for path in images[name] if path.parent.parent != root]:
+            raise UserError(f"{astray[0]} is not directly inside a class folder of {root}; expected CLASS/IMAGE.")
+    names = sorted({path.parent.name for paths in images.values() for path in paths})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return {
+        name: datasets.Dataset.from_dict(
+            {"image": [str(path.absolute()) for path in paths], "label": [path.parent.name for path in paths]},
+            features=features,
+        )
+        for name, paths in images.items()
+    }

@@ -1,0 +1,155 @@
+"""Where do the rows come from? `load_splits` gives the raw train, validation and test splits of any source.
+
+A source is a local path if that exists, else `bundled:NAME`, else a Hub id. No code from the Hub is ever run.
+This module must not choose columns or look at labels; `compute_fingerprint` reads the canonical columns.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import datasets
+
+from hftl import assets
+from hftl.data import files
+from hftl.errors import UserError
+
+if TYPE_CHECKING:
+    from hftl.config import DataArguments
+
+logger = logging.getLogger(__name__)
+
+_HELP = {
+    "not found": "Check the spelling; a private data set also needs `hf auth login`; a local path must exist.",
+    "gated": "Ask for access on its page and log in with `hf auth login`.",
+    "offline": "This machine does not reach the Hub (or HF_HUB_OFFLINE is set); load it once with a network, "
+    "or give local files with --train_file.",
+    "script": "Data sets that are Python scripts are not run; try `--dataset_revision refs/convert/parquet`, "
+    "or download its files and give them with --train_file.",
+    "other": "Name its configuration with --dataset_config, or its version with --dataset_revision.",
+}
+
+
+def load_splits(args: "DataArguments") -> datasets.DatasetDict:
+    """Loads the raw splits: train, and validation and test where there are any.
+
+    Args:
+        args: `dataset` or `train_file` says where train is; `validation_file` and `test_file` replace those splits.
+
+    Raises:
+        UserError: no source or two, a source that cannot be read, an empty split, or splits that do not fit together.
+    """
+    if (args.dataset is None) == (args.train_file is None):
+        found = "neither" if args.dataset is None else "both"
+        raise UserError(f"Give exactly one of --dataset and --train_file; found {found}.")
+    own = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    options = {"text_columns": args.text_columns or (), "image_column": args.image_column}
+    splits = _rename_splits(_read_dataset(args, options)) if args.dataset else {}
+    splits.update(files.read_tables({split: path for split, path in own.items() if path}, **options))
+    for split, rows in splits.items():
+        if len(rows) == 0:
+            raise UserError(f"The {split} split has no rows; give one that has.")
+    return _unify_columns(splits)
+
+
+def compute_fingerprint(dataset: datasets.Dataset) -> str:
+    """Computes 16 hex digits that stand for the content of the canonical columns, in order, but for `row_id`.
+
+    It does not depend on paths, on caches or on how the rows were loaded: an image counts by the bytes of its file.
+    """
+    digest = hashlib.sha256()
+    names = [name for name in ("text", "text_pair", "image", "label") if name in dataset.column_names]
+    rows = dataset.with_format(None).select_columns(names)
+    if "image" in names:
+        rows = rows.cast_column("image", datasets.Image(decode=False))
+    for row in rows:
+        if "image" in names:
+            row["image"] = hashlib.sha256(_image_bytes(row["image"])).hexdigest()
+        digest.update(json.dumps([row[name] for name in names]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _image_bytes(image: dict | None) -> bytes:
+    if image is None:
+        return b""
+    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+
+def _read_dataset(args: "DataArguments", options: dict) -> dict[str, datasets.Dataset]:
+    name, path = args.dataset, Path(args.dataset).expanduser()
+    if path.is_dir():
+        return files.read_folder(path, **options)
+    if path.is_file():
+        return files.read_tables({"train": str(path)}, **options)
+    if assets.is_bundled(name):
+        return files.read_tables({split: str(file) for split, file in assets.resolve_dataset(name).items()}, **options)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or files.is_table(path):
+        raise UserError(f"There is no file or folder {name} (working folder: {Path.cwd()}).")
+    return _load_hub(args)
+
+
+def _load_hub(args: "DataArguments") -> dict[str, datasets.Dataset]:
+    try:
+        return dict(datasets.load_dataset(args.dataset, args.dataset_config, revision=args.dataset_revision))
+    # ValueError: an unknown configuration. RuntimeError: a loading script. OSError: everything about the network.
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"Cannot load the data set {args.dataset!r}: {error} {_HELP[_failure(error)]}") from error
+
+
+def _failure(error: Exception) -> str:
+    """Which entry of `_HELP` fits; the library tells gated, missing and script apart by its message alone."""
+    if "gated" in str(error):
+        return "gated"
+    if isinstance(error, ConnectionError):
+        return "offline"
+    if "scripts are no longer supported" in str(error):
+        return "script"
+    return "not found" if isinstance(error, FileNotFoundError) else "other"
+
+
+def _rename_splits(raw: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    """Gives splits their usual names; a source with one split has a train split, whatever its name."""
+    if len(raw) == 1:
+        return {"train": next(iter(raw.values()))}
+    splits = {name: raw[name] for name in ("train", "validation", "test") if name in raw}
+    for name, rows in raw.items():
+        usual = files.SPLIT_NAMES.get(name.lower())
+        if name not in splits and (usual is None or usual in splits):
+            logger.warning("The split %r is ignored; used are train, validation and test.", name)
+        else:
+            splits[usual] = rows
+    if "train" not in splits:
+        raise UserError(f"There is no train split; found {', '.join(raw)}. Give one with --train_file.")
+    return splits
+
+
+def _unify_columns(splits: dict[str, datasets.Dataset]) -> datasets.DatasetDict:
+    """Gives all splits the columns and types of train; numbers yield to wider numbers and to texts."""
+    train = splits["train"]
+    for split, rows in splits.items():
+        if set(rows.column_names) != set(train.column_names):
+            raise UserError(
+                f"Columns differ: train has {', '.join(sorted(train.column_names))}; {split} has "
+                f"{', '.join(sorted(rows.column_names))}. Give all splits the same columns."
+            )
+    shared = {name: _widest([rows.features[name] for rows in splits.values()]) for name in train.column_names}
+    unified = {}
+    for split, rows in splits.items():
+        try:
+            target = datasets.Features({name: shared[name] for name in rows.column_names})
+            unified[split] = rows if rows.features == target else rows.cast(target)
+        except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's errors are these
+            raise UserError(f"The columns of {split} do not fit the types of train ({shared}): {error}.") from error
+    return datasets.DatasetDict(unified)
+
+
+def _widest(features: list) -> object:
+    """The type that holds them all: strings over decimals over integers; for any other pair that of train."""
+    dtypes = [feature.dtype for feature in features if isinstance(feature, datasets.Value)]
+    if len(dtypes) < len(features) or len(set(dtypes)) == 1 and dtypes[0] not in ("null", "large_string"):
+        return features[0]
+    if any(dtype in ("string", "large_string", "null") for dtype in dtypes):
+        return datasets.Value("string")
+    return datasets.Value("float64") if any("float" in dtype for dtype in dtypes) else features[0]

@@ -1,0 +1,35 @@
+"""The ways a command can fail, and the exit code of each.
+
+Every error that a user can cause is one of these, with a message that says what was found, what was expected and
+what to do. Anything else that escapes is a bug of ours and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A configuration or data error found before training: exit code 2."""
+
+    exit_code = 2
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a gradient stopped being finite: exit code 3."""
+
+    exit_code = 3
+
+
+class OutOfResources(RuntimeError):
+    """Memory or disk ran out: exit code 4."""
+
+    exit_code = 4
+
+
+def unknown_name(kind: str, found: str, valid: Iterable[str], hint: str = "") -> UserError:
+    """An error for a name that is not in `valid`: it names the nearest one and lists them (a long list: the nearest)."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(found, valid, n=6, cutoff=0.5)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    listed = f" Valid: {', '.join(valid)}." if len(valid) <= 30 else f" Similar: {', '.join(near)}." if near else ""
+    return UserError(f"Unknown {kind} {found!r}.{guess}{listed}{' ' + hint if hint else ''}")

@@ -1,0 +1,104 @@
+"""Where the head of a run starts: at random, or from a linear fit on the frozen body's features.
+
+The features of a split are computed once and kept in the cache under the weights, the rows and the preprocessing.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import xxhash
+from tqdm.auto import tqdm
+
+from hftl.assets import cache_dir
+from hftl.config import Arguments
+from hftl.data.sampling import sort_by_length
+from hftl.errors import UserError
+from hftl.models.head import compute_features, find_head, fit_head, has_bias, set_head
+
+logger = logging.getLogger(__name__)
+
+
+def initialize_head(
+    network: torch.nn.Module, args: Arguments, wanted: str, rows: dict[str, datasets.Dataset], collator: Callable
+) -> dict[str, Any]:
+    """Fit the head on frozen features when that is asked for.
+
+    Args:
+        network: loaded, not yet frozen or wrapped; changed in place.
+        args: of the run.
+        wanted: `probe`, `random`, or `auto-probe`: like `probe`, but random for a network without a linear head.
+        rows: prepared splits.
+        collator: rows -> batch.
+
+    Returns:
+        What was done, for the run record.
+    """
+    if wanted == "random":
+        return {"init": "random"}
+    try:
+        find_head(network)
+    except UserError as error:
+        if wanted == "probe":
+            raise
+        logger.warning("The head starts at random: %s", error)
+        return {"init": "random"}
+    network.to(args.training.device)
+    data = {
+        split: (load_features(network, rows[split], args, collator, split), np.asarray(rows[split]["labels"]))
+        for split in ("train", "validation")
+    }
+    head = fit_head(
+        data["train"],
+        data["validation"],
+        network.config.problem_type,
+        network.config.num_labels,
+        with_bias=has_bias(network),
+    )
+    set_head(network, head)
+    return {"init": "probe", "strength": head.strength}
+
+
+def load_features(
+    network: torch.nn.Module, rows: datasets.Dataset, args: Arguments, collator: Callable, split: str
+) -> np.ndarray:
+    """Features float32 [N, D] of the rows, in their order, from the cache or by one pass over the body."""
+    key = hashlib.sha256(f"{_hash_body(network)} {rows._fingerprint} {args.model.dtype}".encode()).hexdigest()[:24]
+    path = Path(cache_dir()) / "features" / f"{key}.npy"
+    if path.is_file():
+        return np.load(path, allow_pickle=False)
+    ordered, order = sort_by_length(rows)
+    batches = _batches(ordered, args.training.per_device_eval_batch_size, collator, f"Features of {split}")
+    features = np.empty_like(sorted_features := compute_features(network, batches, args.training.device))
+    features[order] = sorted_features
+    if args.training.should_save:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, features, allow_pickle=False)
+        temporary.replace(path)
+    return features
+
+
+def _batches(
+    rows: datasets.Dataset, size: int, collator: Callable, description: str
+) -> Iterator[dict[str, torch.Tensor]]:
+    with tqdm(total=len(rows), desc=description, unit="row", disable=None) as bar:
+        for start in range(0, len(rows), size):
+            batch = rows.__getitems__(list(range(start, min(start + size, len(rows)))))
+            yield collator(batch)
+            bar.update(len(batch))
+
+
+def _hash_body(network: torch.nn.Module) -> str:
+    """A hash of every weight and buffer that the features depend on, so of all but the last layer's."""
+    head, digest = find_head(network), xxhash.xxh3_128()
+    for name, tensor in network.state_dict().items():
+        if not name.startswith(f"{head}."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

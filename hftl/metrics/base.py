@@ -1,0 +1,58 @@
+"""What a metric of hftl is: an `evaluate.Metric` that lives in this package and touches neither network nor disk.
+
+Must not know: any formula, any other metric, where the predictions come from.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import evaluate
+from datasets import Features, List, Value
+
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+
+# The columns a metric can ask for, one row an example. "predictions" are what `compute_predictions` returns.
+CLASSES = Features(predictions=Value("int64"), references=Value("int64"))
+CLASS_PROBABILITIES = Features(probabilities=List(Value("float64")), references=Value("int64"))
+MULTI_HOT = Features(predictions=List(Value("int64")), references=List(Value("int64")))
+MULTI_HOT_PROBABILITIES = Features(probabilities=List(Value("float64")), references=List(Value("int64")))
+VALUES = Features(predictions=Value("float64"), references=Value("float64"))
+
+
+class InMemoryMetric(evaluate.Metric):
+    """Base class of every metric: a subclass sets the two class attributes and writes `_compute`.
+
+    `_compute(self, **columns)` gets the columns named in `inputs`, as arrays (or as lists, through the public
+    `compute`), and returns `{its name in METRICS: value}`.
+
+    Args:
+        label_names: the name of every class, in the order of the model's outputs. With none, the metrics that count
+            over classes count over those that occur in the predictions or references.
+    """
+
+    inputs: ClassVar[dict[str, Features]]
+    """Problem type -> the columns that `_compute` takes; the metric is reported for these problem types.
+
+    Rows of lists come first: `compute` takes the first that fits, and older numpy takes an array of one for a number.
+    """
+
+    greater_is_better: ClassVar[bool | None] = True
+    """The direction in which a model improves; None for a table, which is part of the report and never compared."""
+
+    def __init__(self, label_names: Sequence[str] = ()):
+        self.label_names = list(label_names)
+        super().__init__(keep_in_memory=True)
+
+    @property
+    def labels(self) -> list[int] | None:
+        """Every class index, also of classes that do not occur; None when the names are not known."""
+        return list(range(len(self.label_names))) or None
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=list(self.inputs.values()))
+
+    def _build_data_dir(self) -> str:
+        # evaluate 0.4.6 creates a folder in the user's cache even with keep_in_memory=True, where it is never used.
+        return ""

@@ -1,0 +1,127 @@
+"""How good are predictions of one class per example? (`f1_macro` and `per_class` serve several labels too.)
+
+Classes without an example: see each metric. Must not know: logits, models, how a run uses a score.
+"""
+
+import numpy as np
+from sklearn import metrics as sk
+from sklearn.utils.multiclass import unique_labels
+
+from hftl.metrics.base import CLASS_PROBABILITIES, CLASSES, MULTI_HOT, MULTI_LABEL, SINGLE_LABEL, InMemoryMetric
+
+NUM_CALIBRATION_BINS = 15  # Guo et al. 2017, table 1
+
+
+def _precision_recall_f1(predictions, references, labels: list[int] | None, average: str | None) -> tuple:
+    """scikit-learn's scores; 0 for a label that is never predicted (precision) or has no example (recall, F1)."""
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    if references.ndim == 2 and references.shape[1] == 1:
+        # scikit-learn takes a single multi-hot column for a problem with the two classes 0 and 1; ours is class 1.
+        predictions, references, labels = predictions.ravel(), references.ravel(), [1]
+    return sk.precision_recall_fscore_support(references, predictions, labels=labels, average=average, zero_division=0)
+
+
+class Accuracy(InMemoryMetric):
+    """Fraction of examples whose class is predicted, in [0, 1]."""
+
+    inputs = {SINGLE_LABEL: CLASSES}
+
+    def _compute(self, predictions, references):
+        return {"accuracy": float(sk.accuracy_score(references, predictions))}
+
+
+class BalancedAccuracy(InMemoryMetric):
+    """Mean recall over the classes that have an example, in [0, 1]; classes without one have no recall."""
+
+    inputs = {SINGLE_LABEL: CLASSES}
+
+    def _compute(self, predictions, references):
+        # Equal to balanced_accuracy_score, without its warning when a class is predicted that has no example.
+        present = np.unique(references)
+        recall = sk.recall_score(references, predictions, labels=present, average="macro", zero_division=0)
+        return {"balanced_accuracy": float(recall)}
+
+
+class F1Macro(InMemoryMetric):
+    """Unweighted mean of the F1 of every label, in [0, 1].
+
+    The mean is over all labels of the model. A label without an example counts as 0, whatever is predicted: the
+    denominator is then the same for every model scored on a split, and the best possible score is
+    (labels with an example) / (labels).
+    """
+
+    inputs = {MULTI_LABEL: MULTI_HOT, SINGLE_LABEL: CLASSES}
+
+    def _compute(self, predictions, references):
+        return {"f1_macro": float(_precision_recall_f1(predictions, references, self.labels, "macro")[2])}
+
+
+class F1Weighted(InMemoryMetric):
+    """Mean of the F1 of every class weighted by its number of examples, in [0, 1]; a class without one weighs 0."""
+
+    inputs = {SINGLE_LABEL: CLASSES}
+
+    def _compute(self, predictions, references):
+        return {"f1_weighted": float(_precision_recall_f1(predictions, references, self.labels, "weighted")[2])}
+
+
+class LogLoss(InMemoryMetric):
+    """Mean of -ln(probability of the true class), in nats.
+
+    A probability below 2.2e-16 (float64 eps, clipped by scikit-learn) counts as that: an example costs at most 36.04.
+    """
+
+    inputs = {SINGLE_LABEL: CLASS_PROBABILITIES}
+    greater_is_better = False
+
+    def _compute(self, probabilities, references):
+        probabilities = np.asarray(probabilities)  # [N, C]
+        return {"log_loss": float(sk.log_loss(references, probabilities, labels=range(probabilities.shape[1])))}
+
+
+class ExpectedCalibrationError(InMemoryMetric):
+    """Mean gap between confidence and accuracy, in [0, 1], over 15 equal-width bins of the top probability.
+
+    sum_m |B_m| / N * |accuracy(B_m) - mean confidence(B_m)|, where B_m holds the examples whose top probability lies
+    in ((m - 1) / 15, m / 15]. Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599),
+    section 2, equation 3.
+    """
+
+    inputs = {SINGLE_LABEL: CLASS_PROBABILITIES}
+    greater_is_better = False
+
+    def _compute(self, probabilities, references):
+        probabilities = np.asarray(probabilities)  # [N, C]
+        confidence = probabilities.max(axis=1)
+        is_correct = probabilities.argmax(axis=1) == references
+        upper_edges = np.linspace(0, 1, NUM_CALIBRATION_BINS + 1)[1:-1]
+        bins = np.digitize(confidence, upper_edges, right=True)
+        gaps = np.bincount(bins, weights=is_correct - confidence)  # |B_m| * (accuracy - confidence)
+        return {"expected_calibration_error": float(np.abs(gaps).sum() / len(confidence))}
+
+
+class PerClass(InMemoryMetric):
+    """Precision, recall, F1 (in [0, 1]) and support (number of examples) of every label, by its name.
+
+    Precision is 0 for a label that is never predicted; recall and F1 are 0 for a label without an example.
+    """
+
+    inputs = {MULTI_LABEL: MULTI_HOT, SINGLE_LABEL: CLASSES}
+    greater_is_better = None
+
+    def _compute(self, predictions, references):
+        columns = _precision_recall_f1(predictions, references, self.labels, None)
+        names = self.label_names or map(str, unique_labels(references, predictions))
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        keys = ("precision", "recall", "f1", "support")
+        return {"per_class": {name: dict(zip(keys, row, strict=True)) for name, row in zip(names, rows, strict=True)}}
+
+
+class ConfusionMatrix(InMemoryMetric):
+    """Number of examples by true class (row) and predicted class (column), in the order of the label names."""
+
+    inputs = {SINGLE_LABEL: CLASSES}
+    greater_is_better = None
+
+    def _compute(self, predictions, references):
+        return {"confusion_matrix": sk.confusion_matrix(references, predictions, labels=self.labels).tolist()}

@@ -1,0 +1,71 @@
+"""How good are predictions of one number per example?
+
+A score that is undefined is nan, without a warning. Must not know: models, the unit of the numbers.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics as sk
+
+from hftl.metrics.base import REGRESSION, VALUES, InMemoryMetric
+
+
+def _correlation(statistic: Callable, predictions, references) -> float:
+    """A correlation in [-1, 1]; nan when either side is constant, which includes a single example."""
+    if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+        return float("nan")
+    return float(statistic(predictions, references).statistic)
+
+
+class MeanSquaredError(InMemoryMetric):
+    """Mean squared difference, in the squared unit of the label."""
+
+    inputs = {REGRESSION: VALUES}
+    greater_is_better = False
+
+    def _compute(self, predictions, references):
+        return {"mse": float(sk.mean_squared_error(references, predictions))}
+
+
+class MeanAbsoluteError(InMemoryMetric):
+    """Mean absolute difference, in the unit of the label."""
+
+    inputs = {REGRESSION: VALUES}
+    greater_is_better = False
+
+    def _compute(self, predictions, references):
+        return {"mae": float(sk.mean_absolute_error(references, predictions))}
+
+
+class Pearson(InMemoryMetric):
+    """Linear correlation, in [-1, 1]; nan when the predictions or the labels are constant."""
+
+    inputs = {REGRESSION: VALUES}
+
+    def _compute(self, predictions, references):
+        return {"pearson": _correlation(stats.pearsonr, predictions, references)}
+
+
+class Spearman(InMemoryMetric):
+    """Rank correlation (ties get their mean rank), in [-1, 1]; nan when the predictions or the labels are constant."""
+
+    inputs = {REGRESSION: VALUES}
+
+    def _compute(self, predictions, references):
+        return {"spearman": _correlation(stats.spearmanr, predictions, references)}
+
+
+class R2(InMemoryMetric):
+    """Coefficient of determination: 1 is perfect, 0 is the mean of the labels, no lower bound.
+
+    Nan when the labels are constant, which includes a single example: they have no variance to explain.
+    """
+
+    inputs = {REGRESSION: VALUES}
+
+    def _compute(self, predictions, references):
+        if np.ptp(references) == 0:
+            return {"r2": float("nan")}
+        return {"r2": float(sk.r2_score(references, predictions))}

@@ -1,0 +1,202 @@
+"""Where the classification head is, what it reads, and how it is fitted on frozen features.
+
+A linear head fitted by regularised logistic regression (ridge for regression) is the whole of mode `probe`, and a
+better start than random weights for the other modes: see docs/head-init.md for what was measured.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from hftl.errors import UserError
+from hftl.models.load import body_prefix
+
+logger = logging.getLogger(__name__)
+
+# Inverse L2 strengths tried, on standardised features: the span that matters from 100 to 100,000 rows.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+UNSEEN_LOGIT = -10.0  # bias of a class without a training row: e^-10 of the others
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Weight [C, D] and bias [C] of a head on raw (not standardised) features, and the strength chosen."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    strength: float
+
+
+def find_head(network: nn.Module) -> str:
+    """Name of the last linear layer, which turns features [.., D] into logits [.., num_labels].
+
+    Raises:
+        UserError: the head ends in something else, such as a convolution.
+    """
+    prefix = body_prefix(network)
+    linear = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == network.config.num_labels
+    ]
+    outside = [name for name in linear if not f"{name}.".startswith(prefix)]
+    if not outside:
+        raise UserError(
+            f"{type(network).__name__} has no linear last layer, so its head cannot be fitted on frozen features. "
+            "Use --head_init random (and another mode than probe)."
+        )
+    return outside[-1]
+
+
+def head_modules(network: nn.Module, new_parameters: Iterable[str]) -> list[str]:
+    """The modules that every mode trains and saves: all outside the pretrained body, and new ones inside it."""
+    prefix = body_prefix(network)
+    outside = [
+        name
+        for name, module in network.named_children()
+        if f"{name}." != prefix and any(True for _ in module.parameters())
+    ]
+    inside = {name.rsplit(".", 1)[0] for name in new_parameters if name.startswith(prefix) and "." in name}
+    return outside + sorted(inside)
+
+
+@torch.inference_mode()
+def compute_features(
+    network: nn.Module, batches: Iterable[dict[str, torch.Tensor]], device: torch.device
+) -> np.ndarray:
+    """What the last linear layer reads, float32 [N, D], in the order of `batches`.
+
+    The layer is swapped for the identity, so that pooling, last-token selection and the like are the network's own.
+    """
+    name = find_head(network)
+    parent_name, _, leaf = name.rpartition(".")
+    parent = network.get_submodule(parent_name)
+    layer = getattr(parent, leaf)
+    setattr(parent, leaf, nn.Identity())
+    was_training = network.training
+    network.eval()
+    try:
+        features = [
+            network(**{key: value.to(device) for key, value in batch.items() if key != "labels"}).logits.float().cpu()
+            for batch in batches
+        ]
+    finally:
+        setattr(parent, leaf, layer)
+        network.train(was_training)
+    return torch.cat(features).numpy()
+
+
+def set_head(network: nn.Module, head: LinearHead) -> None:
+    """Copy a fitted head into the network's last linear layer."""
+    layer = network.get_submodule(find_head(network))
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(head.weight))
+        if layer.bias is not None:
+            layer.bias.copy_(torch.from_numpy(head.bias))
+        elif np.abs(head.bias).max() > 0:
+            raise AssertionError("a head without a bias was fitted with one")
+
+
+def has_bias(network: nn.Module) -> bool:
+    """Whether the last linear layer has a bias to be fitted."""
+    return network.get_submodule(find_head(network)).bias is not None
+
+
+def fit_head(
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    problem_type: str,
+    num_labels: int,
+    *,
+    with_bias: bool = True,
+) -> LinearHead:
+    """Fit a linear head; the L2 strength is the one with the lowest validation loss.
+
+    Args:
+        train: features [N, D] and labels ([N] class numbers, [N, C] multi-hot, or [N] values).
+        validation: the same, for choosing the strength. Never the test set.
+        problem_type: as in the model configuration.
+        num_labels: C.
+        with_bias: fit an intercept.
+    """
+    features, labels = train
+    mean = features.mean(0, dtype=np.float64) if with_bias else np.zeros(features.shape[1])
+    spread = features.std(0, dtype=np.float64)
+    spread[spread < 1e-6] = 1.0
+    fit, loss = _SOLVERS[problem_type]
+    best, best_loss = None, np.inf
+    scaled, held_out = (features - mean) / spread, (validation[0] - mean) / spread
+    for strength in STRENGTHS:
+        weight, bias = fit(scaled, labels, strength, num_labels, with_bias)
+        value = loss(held_out @ weight.T + bias, validation[1])
+        if value < best_loss:
+            best, best_loss = (weight, bias, strength), value
+    if best is None:
+        raise UserError("The frozen features are not finite: the checkpoint's weights may be damaged.")
+    weight, bias, strength = best
+    weight = weight / spread
+    bias = bias - weight @ mean
+    logger.info("head fitted on %d rows: strength %g, validation loss %.4f", len(features), strength, best_loss)
+    return LinearHead(weight.astype(np.float32), bias.astype(np.float32), strength)
+
+
+def _fit_classes(x: np.ndarray, y: np.ndarray, strength: float, num_labels: int, with_bias: bool) -> tuple:
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=strength, fit_intercept=with_bias, max_iter=1000, tol=1e-3).fit(x, y)
+    weight = np.zeros((num_labels, x.shape[1]))
+    bias = np.full(num_labels, UNSEEN_LOGIT if with_bias else 0.0)
+    if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes: share it between both
+        rows = np.concatenate([-model.coef_, model.coef_]) / 2
+        intercepts = np.concatenate([-model.intercept_, model.intercept_]) / 2 if with_bias else np.zeros(2)
+    else:
+        rows, intercepts = model.coef_, model.intercept_ if with_bias else np.zeros(len(model.classes_))
+    weight[model.classes_], bias[model.classes_] = rows, intercepts
+    return weight, bias
+
+
+def _fit_columns(x: np.ndarray, y: np.ndarray, strength: float, num_labels: int, with_bias: bool) -> tuple:
+    from sklearn.linear_model import LogisticRegression
+
+    weight, bias = np.zeros((num_labels, x.shape[1])), np.zeros(num_labels)
+    for column in range(num_labels):
+        rate = (y[:, column].sum() + 1) / (len(y) + 2)
+        if 0 < y[:, column].sum() < len(y):
+            model = LogisticRegression(C=strength, fit_intercept=with_bias, max_iter=1000, tol=1e-3).fit(
+                x, y[:, column]
+            )
+            weight[column], bias[column] = model.coef_[0], model.intercept_[0] if with_bias else 0.0
+        elif with_bias:  # only one value seen: the smoothed prior
+            bias[column] = np.log(rate / (1 - rate))
+    return weight, bias
+
+
+def _fit_values(x: np.ndarray, y: np.ndarray, strength: float, num_labels: int, with_bias: bool) -> tuple:
+    from sklearn.linear_model import Ridge
+
+    model = Ridge(alpha=1 / strength, fit_intercept=with_bias).fit(x, y)
+    return model.coef_.reshape(1, -1), np.atleast_1d(model.intercept_).astype(np.float64)
+
+
+def _log_loss(logits: np.ndarray, y: np.ndarray) -> float:
+    logits = logits - logits.max(1, keepdims=True)
+    return float(np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]))
+
+
+def _binary_loss(logits: np.ndarray, y: np.ndarray) -> float:
+    return float(np.mean(np.logaddexp(0, logits) - y * logits))
+
+
+def _squared_error(values: np.ndarray, y: np.ndarray) -> float:
+    return float(np.mean((values[:, 0] - y) ** 2))
+
+
+_SOLVERS = {
+    "single_label_classification": (_fit_classes, _log_loss),
+    "multi_label_classification": (_fit_columns, _binary_loss),
+    "regression": (_fit_values, _squared_error),
+}

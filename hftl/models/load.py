@@ -1,0 +1,115 @@
+"""How a network comes into memory: from a checkpoint, or at random from its configuration.
+
+Weights are safetensors only, and no code from a repository is ever run.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+from hftl.assets import resolve_model
+from hftl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network and the names of its parameters that did not come from the checkpoint."""
+
+    network: PreTrainedModel
+    new_parameters: frozenset[str]
+
+
+def load_config(args: Any, task: Any, processor: Any, info: Any) -> Any:
+    """The checkpoint's configuration with this task's labels.
+
+    Args:
+        args: the `ModelArguments`.
+        task: a `Task`.
+        processor: tokenizer or image processor.
+        info: the `LabelInfo`.
+    """
+    source = resolve_model(args.model_name_or_path)
+    config = AutoConfig.from_pretrained(source, revision=args.model_revision, trust_remote_code=False)
+    auto_class = getattr(transformers, task.auto_model)
+    if type(config) not in auto_class._model_mapping:
+        raise UserError(
+            f"{args.model_name_or_path} is a {config.model_type} network, which has no head for {task.name}. "
+            f"Name a checkpoint that {task.auto_model} knows."
+        )
+    config.num_labels = info.num_labels
+    config.id2label, config.label2id = info.id2label, info.label2id
+    config.problem_type = info.problem_type
+    task.adjust_config(config, processor)
+    return config
+
+
+def load_pretrained(args: Any, task: Any, config: Any) -> LoadedModel:
+    """The checkpoint's weights under a head for this task; a head of another size is replaced."""
+    source = resolve_model(args.model_name_or_path)
+    network, report = getattr(transformers, task.auto_model).from_pretrained(
+        source,
+        config=config,
+        revision=args.model_revision,
+        dtype=getattr(torch, args.dtype),  # transformers' own default keeps bf16 checkpoints in bf16 while training
+        trust_remote_code=False,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    mismatched = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
+    new = frozenset(report["missing_keys"]) | mismatched
+    _refuse_a_new_body(network, new, mismatched, args.model_name_or_path)
+    return LoadedModel(network, new)
+
+
+def build_random(args: Any, task: Any, config: Any) -> LoadedModel:
+    """The same network at random: nothing of the checkpoint but its configuration, changed by `config_overrides`."""
+    apply_overrides(config, args.config_overrides)
+    network = getattr(transformers, task.auto_model).from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return LoadedModel(network, frozenset(dict(network.named_parameters())))
+
+
+def apply_overrides(config: Any, overrides: str | None) -> None:
+    """Set `name=value,...` on a configuration; the type is that of the present value."""
+    for part in filter(None, (overrides or "").split(",")):
+        name, _, text = part.partition("=")
+        if name not in config.to_dict():
+            raise UserError(f"--config_overrides: a {config.model_type} configuration has no {name!r}.")
+        old = getattr(config, name)
+        try:
+            value = json.loads(text.lower() if isinstance(old, bool) else text) if not isinstance(old, str) else text
+        except json.JSONDecodeError as error:
+            raise UserError(f"--config_overrides: {name}={text!r} does not look like the present {old!r}.") from error
+        if isinstance(old, (int, float)) and not isinstance(value, (int, float)):
+            raise UserError(f"--config_overrides: {name}={text!r} does not look like the present {old!r}.")
+        setattr(config, name, value)
+
+
+def body_prefix(network: PreTrainedModel) -> str:
+    """`bert.`, `vit.`, ...: where the pretrained part of a network with a head lives."""
+    return f"{network.base_model_prefix}."
+
+
+def _refuse_a_new_body(network: PreTrainedModel, new: frozenset[str], mismatched: set[str], name: str) -> None:
+    prefix = body_prefix(network)
+    body = [key for key, _ in network.named_parameters() if key.startswith(prefix)]
+    reshaped = sorted(key for key in mismatched if key.startswith(prefix))
+    if reshaped:
+        raise UserError(
+            f"{name}: the checkpoint's {reshaped[0]} has another shape here, so it would start at random. "
+            "With --image_size, take a network that accepts any size, or leave the size as it is."
+        )
+    missing = [key for key in body if key in new]
+    if len(missing) > len(body) // 2:
+        raise UserError(
+            f"{name}: {len(missing)} of {len(body)} weights are not in the checkpoint. Is it of this kind?"
+        )
+    if missing:
+        logger.warning("%s: not in the checkpoint, so starting at random: %s", name, ", ".join(missing[:6]))

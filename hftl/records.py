@@ -1,0 +1,263 @@
+"""What was run, what it scored and what it cost: the files that later stages read instead of opening a checkpoint.
+
+A run folder holds `run.json` (one `RunRecord`) and `predictions.parquet` (one row for each test example). Files are
+replaced whole or not at all, and tokens of the Hub are never written. This module must not compute a score.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import numbers
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hftl.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = 1  # raise it when a field changes its meaning
+RECORD_FILE = "run.json"
+PREDICTIONS_FILE = "predictions.parquet"
+STATUSES = ("completed", "diverged", "failed", "interrupted")
+PACKAGES = (
+    *("hftl", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub", "tokenizers"),
+    *("safetensors", "numpy", "scikit-learn", "bitsandbytes"),
+)
+
+
+@dataclass
+class RunRecord:
+    """One run. A number that could not be measured is None; so is one that was not finite (JSON has no NaN).
+
+    Attributes:
+        task: Key of `TASKS`.
+        mode: full, peft, scratch or probe.
+        adapter: PEFT method, or None for the other modes.
+        model: name, revision, num_parameters, num_trainable_parameters.
+        data: source, fingerprint, num_{train,validation,test}_examples, label_names, audit.
+        config: Every setting, flat; `config_hash` identifies it.
+        metrics: Split (validation, test) -> metric name -> number or table.
+        cost: wall_seconds and its parts (see `hftl.cost.ledger`), peak_memory_bytes, train_flops, num_examples_seen,
+            num_tokens_seen, padding_fraction.
+        environment: What `describe_environment` returns.
+        error: Why the run did not complete.
+    """
+
+    status: str
+    task: str
+    mode: str
+    seed: int
+    adapter: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    config_hash: str = ""
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise unknown_name("status", self.status, STATUSES)
+
+    def write(self, folder: str | os.PathLike) -> Path:
+        """Write `run.json` into `folder`, which is made if need be, and return its path."""
+        text = json.dumps(_to_json(dataclasses.asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
+        return write_atomically(Path(folder) / RECORD_FILE, (redact(text) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike) -> "RunRecord":
+        """Read the record of a run folder.
+
+        Raises:
+            UserError: There is no `run.json`, it is broken, or another version of its format is in it.
+        """
+        path = Path(folder) / RECORD_FILE
+        fields = _read_json_object(path)
+        if fields.get("schema") != SCHEMA:
+            raise UserError(
+                f"{path} has schema {fields.get('schema')!r}; this version of hftl reads {SCHEMA}. "
+                "Read it with the version that wrote it (see environment.packages.hftl in the file), or run it again."
+            )
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UserError(f"{path} does not hold the fields of a run: {error}. Run it again.") from error
+
+    def summary(self, folder: str | os.PathLike) -> str:
+        """A few lines for a person: what it was, the numbers of every split, and where everything else is."""
+        what = f"{self.mode} ({self.adapter})" if self.adapter else self.mode
+        lines = [f"{self.task}, {what}, seed {self.seed}: {self.status}"]
+        for split, metrics in self.metrics.items():
+            scores = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, numbers.Real)]
+            lines.append(f"  {split}: {', '.join(scores)}")
+        if "wall_seconds" in self.cost:
+            lines.append(f"  {self.cost['wall_seconds']:.1f} s, everything else in {Path(folder) / RECORD_FILE}")
+        return "\n".join(lines)
+
+
+def write_predictions(
+    folder: str | os.PathLike,
+    row_ids: Sequence[int],
+    labels: Sequence[Any],
+    predictions: Sequence[Any],
+    probabilities: Sequence[Sequence[float]] | None = None,
+) -> Path:
+    """Write `predictions.parquet`, one row for each example, and return its path.
+
+    Args:
+        folder: The run folder, made if need be.
+        row_ids: [N] position of the example in its split as loaded.
+        labels: [N] or, multi-label, [N, C].
+        predictions: Like `labels`.
+        probabilities: [N, C] in the order of the label names; None for regression, and then not a column.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "row_id": pa.array(np.asarray(row_ids, dtype=np.int64)),
+        "label": pa.array(np.asarray(labels).tolist()),
+        "prediction": pa.array(np.asarray(predictions).tolist()),
+    }
+    if probabilities is not None:
+        columns["probabilities"] = pa.array(list(np.asarray(probabilities, dtype=np.float32)))
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), buffer)
+    return write_atomically(Path(folder) / PREDICTIONS_FILE, buffer.getvalue().to_pybytes())
+
+
+def read_predictions(folder: str | os.PathLike) -> dict[str, "np.ndarray"]:
+    """Read what `write_predictions` wrote: column name -> array of shape [N] or [N, C].
+
+    Raises:
+        UserError: There is no such file, or it is broken.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(folder) / PREDICTIONS_FILE
+    if not path.is_file():
+        raise UserError(f"There is no {PREDICTIONS_FILE} in {folder}; only a run that completed has one.")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Run it again.") from error
+    arrays = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        is_list = pa.types.is_list(column.type)
+        arrays[name] = np.stack(column.to_numpy(zero_copy_only=False)) if is_list else np.asarray(column)
+    return arrays
+
+
+def compute_config_hash(config: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that do not depend on the order of the keys."""
+    text = json.dumps(_to_json(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def describe_environment() -> dict[str, Any]:
+    """Where a run took place, without host, user, path or environment variable."""
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _describe_cpu(),
+        "num_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if has_cuda else "cpu",
+        "num_devices": torch.cuda.device_count() if has_cuda else 1,
+        "packages": _list_packages(),
+        "git_commit": _read_git_commit(),
+    }
+
+
+def redact(text: str) -> str:
+    """Take out tokens of the Hub, which error texts and configurations may quote."""
+    return re.sub(r"hf_[A-Za-z0-9]{20,}", "hf_[redacted]", text)
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Make `path` hold `content`; after a crash at any point it holds the old or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _to_json(value: Any) -> Any:
+    """Plain JSON types. NumPy scalars become numbers, and what is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, numbers.Integral):
+        return value if isinstance(value, bool) else int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"There is no {path.name} in {path.parent}; give a folder that `hftl train` wrote.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # broken JSON, or not UTF-8
+        raise UserError(f"{path} is not valid JSON: {error}. Run it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected one JSON object. Run it again.")
+    return content
+
+
+def _describe_cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _list_packages() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _read_git_commit() -> str | None:
+    """Commit of hftl's own checkout, "-dirty" when it has uncommitted changes; None when it is installed."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

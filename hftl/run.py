@@ -1,0 +1,191 @@
+"""One training run, from arguments to a folder that anyone can load. This is the page to read."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+import transformers
+from torch import nn
+
+from hftl.config import Arguments, write_config
+from hftl.cost.ledger import Ledger
+from hftl.cost.memory import PeakMemory
+from hftl.errors import UserError
+from hftl.examples import Examples, describe_source, load_examples, prepare_examples
+from hftl.head_start import initialize_head
+from hftl.metrics import compute_metrics, compute_predictions, compute_probabilities, compute_report, greater_is_better
+from hftl.models.head import head_modules
+from hftl.models.load import load_config
+from hftl.models.modes import Mode, count_parameters, describe_schedule, find_mode
+from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
+from hftl.run_folder import open_run_folder, recorded, save_artifacts
+from hftl.tasks import build_task
+from hftl.tasks.base import Task
+from hftl.trainer import FineTuningTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def run(args: Arguments, *, started: float | None = None) -> RunRecord:
+    """Train one model, evaluate it (on the test set once) and leave it in `args.training.output_dir`.
+
+    Args:
+        args: from `hftl.config.parse_args`.
+        started: when the process started (`time.time()`), so that imports count as start-up.
+
+    Returns:
+        The record that was also written to `run.json`.
+
+    Raises:
+        UserError: the arguments or the data are wrong; nothing was trained or written.
+        TrainingDiverged: the loss stopped being finite; `run.json` says so.
+    """
+    ledger = Ledger(started)
+    with ledger.bucket("startup"):
+        mode, task = find_mode(args.model.mode), build_task(args.data.task)
+        check_arguments(args)
+        transformers.set_seed(args.training.seed)
+        with args.training.main_process_first():
+            examples = load_examples(args.data, task, args.training.seed)
+            processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
+            rows = prepare_examples(examples, task, processor, args.data)
+        loaded = mode.load(args.model, task, load_config(args.model, task, processor, examples.labels))
+        heads = head_modules(loaded.network, loaded.new_parameters)
+        set_defaults(args, mode, loaded.network, task, len(rows["train"]))
+        augmentation = mode.augmentation if args.data.augmentation == "auto" else args.data.augmentation
+        collator = task.build_collator(processor, args.data, augmentation)
+    with ledger.bucket("train"), args.training.main_process_first():
+        wanted = mode.head_init[task.modality] if args.model.head_init == "auto" else args.model.head_init
+        head = initialize_head(loaded.network, args, wanted, rows, collator)
+    with ledger.bucket("startup"):
+        network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type)
+        folder = open_run_folder(args, network)
+        trainer = build_trainer(args, network, heads, examples, rows, collator, processor, ledger)
+        record = start_record(args, examples, network, head, write_config(args, folder))
+    with recorded(record, folder, ledger, trainer), PeakMemory() as memory:
+        if mode.is_trained:
+            with ledger.bucket("train"):
+                trainer.train(resume_from_checkpoint=args.training.resume_from_checkpoint)
+        for split in [name for name in ("validation", "test") if name in rows]:
+            logits = trainer.predict_logits(rows[split])
+            record.metrics[split] = score(logits, rows[split], examples)
+        with ledger.bucket("save"):
+            save_artifacts(trainer, processor, folder)
+            if args.training.should_save:
+                save_predictions(folder, logits, rows[split], examples)
+        record.cost |= memory.describe()
+    return record
+
+
+def check_arguments(args: Arguments) -> None:
+    """Refuse what would fail, or silently be ignored, later."""
+    if not args.model.model_name_or_path:
+        raise UserError("Give --model_name_or_path: a Hub id, a folder, or bundled:minilm-l6.")
+    if args.model.config_overrides and args.model.mode != "scratch":
+        raise UserError("--config_overrides changes the network, so it works with --mode scratch only.")
+    if args.model.head_init == "random" and args.model.mode == "probe":
+        raise UserError("--mode probe is a head fitted on features; --head_init random does not apply to it.")
+    if args.training.push_to_hub:
+        raise UserError("--push_to_hub is not available yet. The run folder loads with plain transformers and peft.")
+    if args.training.auto_find_batch_size:
+        raise UserError(
+            "--auto_find_batch_size restarts with already trained weights (transformers 5.23). "
+            "Choose --per_device_train_batch_size and --gradient_accumulation_steps."
+        )
+    metric = args.training.metric_for_best_model
+    if metric and args.training.greater_is_better is None and metric.removeprefix("eval_") != "loss":
+        args.training.greater_is_better = greater_is_better(metric.removeprefix("eval_"))
+
+
+def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, num_train_examples: int) -> None:
+    """Fill what the user left open: batch sizes, then the schedule of the mode for this network and data size."""
+    training = args.training
+    args.set_defaults(
+        {
+            "per_device_train_batch_size": max(1, 32 // (training.world_size * training.gradient_accumulation_steps)),
+            "per_device_eval_batch_size": 64,
+            "train_sampling_strategy": "group_by_length" if task.modality == "text" else "random",
+            "logging_steps": 50,
+            "logging_nan_inf_filter": False,  # the stock default logs a NaN loss as 0 and trains on
+            "ddp_find_unused_parameters": False,
+            "save_strategy": "no",
+            "disable_tqdm": False,
+        }
+    )
+    batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    schedule = mode.defaults(describe_schedule(network, task.modality, num_train_examples, batch_size))
+    if "num_train_epochs" in args.given:
+        schedule.pop("max_steps", None)
+    args.set_defaults(schedule)
+
+
+def build_trainer(
+    args: Arguments,
+    network: nn.Module,
+    heads: list[str],
+    examples: Examples,
+    rows: dict[str, datasets.Dataset],
+    collator: Callable,
+    processor: Any,
+    ledger: Ledger,
+) -> FineTuningTrainer:
+    """Wire the pieces together."""
+    info = examples.labels
+
+    def evaluate(prediction: transformers.EvalPrediction) -> dict[str, float]:
+        return compute_metrics(prediction.predictions, prediction.label_ids, info.problem_type, info.names)
+
+    return FineTuningTrainer(
+        problem_type=info.problem_type,
+        head_names=heads,
+        head_learning_rate=args.model.head_learning_rate,
+        ledger=ledger,
+        model=network,
+        args=args.training,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        data_collator=collator,
+        processing_class=processor,
+        compute_metrics=evaluate,
+    )
+
+
+def start_record(
+    args: Arguments, examples: Examples, network: nn.Module, head: dict[str, Any], config: dict[str, Any]
+) -> RunRecord:
+    """The record with everything that is known before training."""
+    total, trainable = count_parameters(network)
+    return RunRecord(
+        status="failed",  # until the end says otherwise
+        task=args.data.task,
+        mode=args.model.mode,
+        adapter=args.model.adapter if args.model.mode == "peft" else None,
+        seed=args.training.seed,
+        model={
+            "name": args.model.model_name_or_path,
+            "revision": getattr(network.config, "_commit_hash", None),
+            "num_parameters": total,
+            "num_trainable_parameters": trainable,
+            "head": head,
+        },
+        data=examples.describe(describe_source(args.data)),
+        config=config,
+        config_hash=compute_config_hash(config),
+        environment=describe_environment(),
+    )
+
+
+def score(logits: np.ndarray, rows: datasets.Dataset, examples: Examples) -> dict[str, Any]:
+    """Every metric of the problem type, per class too."""
+    info = examples.labels
+    return compute_report(logits, np.asarray(rows["labels"]), info.problem_type, info.names)
+
+
+def save_predictions(folder: Any, logits: np.ndarray, rows: datasets.Dataset, examples: Examples) -> None:
+    """`predictions.parquet` of the last split scored: test, or validation when there is no test set."""
+    problem = examples.labels.problem_type
+    probabilities = None if problem == "regression" else compute_probabilities(logits, problem)
+    predictions = compute_predictions(logits, problem)
+    write_predictions(folder, rows["row_id"], np.asarray(rows["labels"]), predictions, probabilities)

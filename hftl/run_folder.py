@@ -1,0 +1,131 @@
+"""The folder of one run: where it is, that nothing in it is overwritten, and what it holds at the end."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from hftl.config import Arguments
+from hftl.cost.ledger import Ledger
+from hftl.errors import OutOfResources, TrainingDiverged, UserError
+from hftl.records import RunRecord, redact
+
+logger = logging.getLogger(__name__)
+
+BYTES_PER_TRAINED_PARAMETER = 12  # a checkpoint: fp32 weight and two AdamW moments
+
+
+def open_run_folder(args: Arguments, network: torch.nn.Module) -> Path:
+    """Create the run's folder, after every check that can fail.
+
+    Without `--output_dir` a new folder under `runs/` is named after the data, the mode and the seed.
+
+    Raises:
+        UserError: the folder holds another run, or the disk has no room for the checkpoints asked for.
+    """
+    training = args.training
+    choice = [_choose_folder(args) if training.process_index == 0 else None]
+    if training.world_size > 1:
+        broadcast_object_list(choice)
+    folder = Path(choice[0])
+    training.output_dir = str(folder)
+    if training.process_index == 0:
+        _refuse_foreign_content(folder, training.resume_from_checkpoint)
+        _check_disk(folder, training, network)
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _choose_folder(args: Arguments) -> str:
+    if "output_dir" in args.given:
+        return args.training.output_dir
+    source = Path((args.data.dataset or args.data.train_file or "data").replace("bundled:", "")).stem
+    name = Path("runs") / f"{source}-{args.model.mode}-seed{args.training.seed}"
+    number, folder = 1, name
+    while folder.exists():
+        number += 1
+        folder = name.with_name(f"{name.name}-{number}")
+    return str(folder)
+
+
+def _refuse_foreign_content(folder: Path, resume: str | None) -> None:
+    if folder.is_file():
+        raise UserError(f"--output_dir {folder} is a file.")
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        raise UserError(
+            f"{folder} already holds files. Give a new --output_dir, or --resume_from_checkpoint true to go on "
+            "from the newest checkpoint in it."
+        )
+    if resume and not any(folder.glob("checkpoint-*")) and not Path(resume).is_dir():
+        raise UserError(f"There is no checkpoint in {folder} to resume from.")
+
+
+def _check_disk(folder: Path, training: Any, network: torch.nn.Module) -> None:
+    """Room for the model at the end, and for the checkpoints kept with one more being written."""
+    parameters = list(network.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    needed = sum(p.numel() * p.element_size() for p in parameters)
+    if training.save_strategy != "no":
+        kept = training.save_total_limit or 3
+        needed += (kept + 1) * trained * BYTES_PER_TRAINED_PARAMETER
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"The checkpoints need about {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free. "
+            "Free some, lower --save_total_limit, or give --save_strategy no."
+        )
+
+
+@contextmanager
+def recorded(record: RunRecord, folder: Path, ledger: Ledger, trainer: Any) -> Iterator[None]:
+    """Write `run.json` whatever happens inside, with how it ended and what was spent until then."""
+    try:
+        yield
+        record.status = "completed"
+    except BaseException as error:
+        record.status = _status(error)
+        record.error = redact(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        record.cost |= trainer.meter.summary(trainer.args.world_size)
+        record.cost |= ledger.seconds()
+        if trainer.args.should_save:
+            record.write(folder)
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, TrainingDiverged):
+        return "diverged"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+def save_artifacts(trainer: Any, processor: Any, folder: Path) -> None:
+    """The model or adapter, its configuration with the label names, and the processor: plain library files."""
+    network = trainer.model
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what FSDP or ZeRO-3 have split
+    if trainer.args.should_save:
+        network.save_pretrained(folder, state_dict=weights)
+        network.config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+@contextmanager
+def explained_resources() -> Iterator[None]:
+    """Turn running out of memory or disk into one error that says what to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfResources(
+            f"Out of memory: {error}. Halve --per_device_train_batch_size and double --gradient_accumulation_steps "
+            "(the result stays the same), or shorten --max_length / --image_size."
+        ) from error
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            raise OutOfResources(f"The disk is full: {error}. What was saved before is intact.") from error
+        raise

@@ -1,0 +1,162 @@
+"""Image classification: one label or several for an image.
+
+Images are decoded and resized once, by the checkpoint's own processor, and cached as uint8; each batch then needs
+one multiplication and one addition. Works with and without torchvision.
+"""
+
+import math
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from hftl.assets import resolve_model
+from hftl.errors import UserError
+from hftl.tasks.base import Task, build_label_tensor, map_cached
+
+# Share of the image area that a random crop keeps, and the range of its aspect ratio. Light: like resizing to 160 and
+# cropping 128 (Kolesnikov et al. 2020, BiT-HyperRule). Strong: the usual recipe for training from random init.
+CROPS = {"light": ((0.64, 1.0), (1.0, 1.0)), "strong": ((0.25, 1.0), (3 / 4, 4 / 3))}
+
+
+class ImageClassification(Task):
+    name = "image-classification"
+    modality = "image"
+    auto_model = "AutoModelForImageClassification"
+    peft_task_type = None  # peft has no image task type: the head is named in modules_to_save instead
+
+    def load_processor(self, source: str, revision: str, args: Any) -> Any:
+        processor = AutoImageProcessor.from_pretrained(
+            resolve_model(source), revision=revision, trust_remote_code=False
+        )
+        if args.image_size:
+            set_image_size(processor, args.image_size)
+        return processor
+
+    def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
+        scale, shift = measure_normalization(processor)
+
+        def resize(rows: dict[str, list]) -> dict[str, list]:
+            images = [to_rgb(image) for image in rows["image"]]
+            pixels = np.asarray(processor(images, return_tensors="np")["pixel_values"])  # [B, 3, H, W]
+            pixels = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale).clip(0, 255).astype(np.uint8)
+            height, width = pixels.shape[1:3]
+            size = {"height": [height] * len(images), "width": [width] * len(images)}
+            return {"row_id": rows["row_id"], "labels": rows["label"], "pixels": [p.tobytes() for p in pixels], **size}
+
+        key = {
+            "rows": fingerprint,
+            "processor": processor.to_json_string(),
+            "backend": type(processor).__name__,
+            "transformers": transformers.__version__,
+        }
+        dataset = dataset.cast_column("image", datasets.Image(decode=True))
+        return map_cached(dataset, resize, key, batch_size=64, description="Resizing images")
+
+    def build_collator(self, processor: Any, args: Any, augmentation: str) -> "ImageCollator":
+        return ImageCollator(*measure_normalization(processor), augmentation)
+
+    def adjust_config(self, config: Any, processor: Any) -> None:
+        size = processed_size(processor)
+        if getattr(config, "image_size", size) != size:
+            config.image_size = size
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode -> RGB; transparency is laid on white, 16-bit grayscale is scaled to 8 bits."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float32)
+        top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-6)
+        image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def set_image_size(processor: Any, size: int) -> None:
+    """Let the processor give `size` x `size` images, keeping its way of resizing and cropping."""
+    scale = size / processed_size(processor)
+    for name in ("size", "crop_size"):
+        old = getattr(processor, name, None)
+        if old:
+            values = {key: value for key, value in dict(old).items() if value is not None}
+            setattr(processor, name, type(old)(**{key: max(1, round(value * scale)) for key, value in values.items()}))
+
+
+def processed_size(processor: Any) -> int:
+    """Height in pixels of what the processor gives for a square image."""
+    blank = Image.new("RGB", (64, 64))
+    return np.asarray(processor(blank, return_tensors="np")["pixel_values"]).shape[-2]
+
+
+def measure_normalization(processor: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift, float32 [3] each, with `pixel_values = uint8 * scale + shift`.
+
+    Read from what the processor does to a black, a white and a grey image, so that it holds for every combination of
+    rescaling, offsets and normalization that a processor may have.
+    """
+    levels = [np.full((64, 64, 3), level, dtype=np.uint8) for level in (0, 255, 128)]
+    low, high, grey = (
+        np.asarray(processor(Image.fromarray(level), return_tensors="np")["pixel_values"])[0].mean(
+            (1, 2), dtype=np.float64
+        )
+        for level in levels
+    )
+    scale = (high - low) / 255
+    if not np.allclose(low + 128 * scale, grey, atol=1e-3):
+        raise UserError(
+            f"{type(processor).__name__} does more than scale and shift pixels; hftl cannot cache its images."
+        )
+    return scale.astype(np.float32), low.astype(np.float32)
+
+
+class ImageCollator:
+    """Stack cached images, augment the rows that carry a seed, normalize.
+
+    Returns:
+        `pixel_values` float32 [B, 3, H, W] in channels_last order; `labels` when the rows have them.
+    """
+
+    def __init__(self, scale: np.ndarray, shift: np.ndarray, augmentation: str) -> None:
+        self.scale = torch.from_numpy(scale)
+        self.shift = torch.from_numpy(shift)
+        self.augmentation = augmentation
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        shape = (rows[0]["height"], rows[0]["width"], 3)
+        pixels = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(shape) for row in rows])
+        images = torch.from_numpy(pixels).float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)  # [B, 3, H, W]
+        if self.augmentation != "none" and "augmentation_seed" in rows[0]:
+            images = augment(images, [row["augmentation_seed"] for row in rows], *CROPS[self.augmentation])
+        batch = {"pixel_values": images}
+        if "labels" in rows[0]:
+            batch["labels"] = build_label_tensor([row["labels"] for row in rows])
+        return batch
+
+
+def augment(
+    images: torch.Tensor, seeds: list[int], areas: tuple[float, float], ratios: tuple[float, float]
+) -> torch.Tensor:
+    """Random resized crop and horizontal flip, [B, 3, H, W] -> the same, as one sampling of the whole batch.
+
+    Each image is drawn from its own seed, so that the result does not depend on batches, workers or a restart.
+    """
+    draws = np.stack([np.random.default_rng(seed).random(5) for seed in seeds])
+    area = areas[0] + (areas[1] - areas[0]) * draws[:, 0]
+    ratio = np.exp(math.log(ratios[0]) + (math.log(ratios[1]) - math.log(ratios[0])) * draws[:, 1])
+    width, height = np.sqrt(area * ratio).clip(max=1), np.sqrt(area / ratio).clip(max=1)
+    theta = np.zeros((len(seeds), 2, 3), dtype=np.float32)
+    theta[:, 0, 0] = width * np.where(draws[:, 4] < 0.5, -1, 1)
+    theta[:, 1, 1] = height
+    theta[:, 0, 2] = (1 - width) * (2 * draws[:, 2] - 1)
+    theta[:, 1, 2] = (1 - height) * (2 * draws[:, 3] - 1)
+    grid = F.affine_grid(torch.from_numpy(theta), list(images.shape), align_corners=False)
+    sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.contiguous(memory_format=torch.channels_last)

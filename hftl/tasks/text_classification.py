@@ -1,0 +1,83 @@
+"""Text classification: one label, several labels or a number for a text or a pair of texts."""
+
+import hashlib
+import warnings
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from transformers import AutoTokenizer, DataCollatorWithPadding
+
+from hftl.assets import resolve_model
+from hftl.errors import UserError
+from hftl.tasks.base import Task, build_label_tensor, map_cached
+
+MAX_LENGTH = 512  # tokens; what BERT-sized encoders were trained with
+INPUTS = ("input_ids", "token_type_ids")
+
+
+class TextClassification(Task):
+    name = "text-classification"
+    modality = "text"
+    auto_model = "AutoModelForSequenceClassification"
+    peft_task_type = "SEQ_CLS"
+
+    def load_processor(self, source: str, revision: str, args: Any) -> Any:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(source), revision=revision, trust_remote_code=False)
+        if tokenizer.pad_token is None:  # GPT-2, Llama: padding is masked, so any token will do
+            tokenizer.pad_token = tokenizer.eos_token
+        limit = min(tokenizer.model_max_length, MAX_LENGTH)
+        if args.max_length and args.max_length > tokenizer.model_max_length:
+            raise UserError(
+                f"--max_length is {args.max_length}, but {source} reads at most {tokenizer.model_max_length} tokens."
+            )
+        tokenizer.model_max_length = args.max_length or limit
+        return tokenizer
+
+    def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
+        is_pair = "text_pair" in dataset.column_names
+
+        def tokenize(rows: dict[str, list]) -> dict[str, list]:
+            texts = (rows["text"], rows["text_pair"]) if is_pair else (rows["text"],)
+            encoded = processor(*texts, truncation=True, padding=False, return_attention_mask=False)
+            columns = {name: encoded[name] for name in INPUTS if name in encoded}
+            if not is_pair:  # one segment: all zeros, which every model fills in by itself
+                columns.pop("token_type_ids", None)
+            lengths = [len(ids) for ids in columns["input_ids"]]
+            return {"row_id": rows["row_id"], "labels": rows["label"], "length": lengths, **columns}
+
+        key = {
+            "rows": fingerprint,
+            "tokenizer": hashlib.sha256(processor.backend_tokenizer.to_str().encode()).hexdigest(),
+            "max_length": processor.model_max_length,
+            "transformers": transformers.__version__,
+        }
+        return map_cached(dataset, tokenize, key, description="Tokenizing")
+
+    def build_collator(self, processor: Any, args: Any, augmentation: str) -> "TextCollator":
+        return TextCollator(processor)
+
+    def adjust_config(self, config: Any, processor: Any) -> None:
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = processor.pad_token_id
+
+
+class TextCollator:
+    """Pad a batch to its longest row.
+
+    Returns:
+        `input_ids`, `attention_mask` (and `token_type_ids`) int64 [B, T]; `labels` when the rows have them.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        # Tensor cores want multiples of 8; on a CPU the extra columns would only be work.
+        self.pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            batch = dict(self.pad([{name: row[name] for name in INPUTS if name in row} for row in rows]))
+        if "labels" in rows[0]:
+            batch["labels"] = build_label_tensor([row["labels"] for row in rows])
+        return batch

@@ -1,0 +1,270 @@
+"""transformers' Trainer, right where the stock one is silently wrong, through its documented hooks only.
+
+- The loss is a sum over the rows of an optimizer step divided by their number, for any accumulation and any number
+  of processes. Stock heads that take `**kwargs` but ignore `num_items_in_batch` scale it by both
+  (huggingface/transformers#47688).
+- A loss that is not finite stops the run instead of being logged as 0.
+- Rows come in an order made from (seed, epoch); predictions keep the order of the data.
+- Time, tokens and FLOPs are counted as they are spent.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hftl.cost.flops import count_flops
+from hftl.cost.ledger import Ledger
+from hftl.data.sampling import EpochDataset, EpochSampler, sort_by_length
+from hftl.errors import TrainingDiverged
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+
+
+def _binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    targets = labels * (1 - smoothing) + smoothing / 2
+    # The mean over columns, so that the loss of a row does not grow with their number.
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / logits.shape[-1]
+
+
+def _squared_error(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
+
+
+LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
+    "single_label_classification": _cross_entropy,
+    "multi_label_classification": _binary_cross_entropy,
+    "regression": _squared_error,
+}
+
+
+class SummedLoss:
+    """`compute_loss_func` of Trainer: the sum over rows divided by the rows of the whole optimizer step.
+
+    Args:
+        problem_type: as in the model configuration.
+        label_smoothing: 0 for none.
+    """
+
+    def __init__(self, problem_type: str, label_smoothing: float) -> None:
+        self.loss = LOSSES[problem_type]
+        self.label_smoothing = label_smoothing
+        self.columns_per_row = problem_type == "multi_label_classification"
+        self.is_finite: torch.Tensor | None = None
+
+    def __call__(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        logits = outputs["logits"].float()  # [B, C]
+        rows = len(labels) if num_items_in_batch is None else num_items_in_batch
+        if num_items_in_batch is not None and self.columns_per_row:  # Trainer counts entries of the label matrix
+            rows = num_items_in_batch / labels.shape[-1]
+        loss = self.loss(logits, labels, self.label_smoothing) / rows
+        if torch.is_grad_enabled():
+            finite = torch.isfinite(loss.detach())
+            self.is_finite = finite if self.is_finite is None else self.is_finite & finite
+        return loss
+
+
+class StopWhenNotFinite(TrainerCallback):
+    """End the run when a loss was NaN or infinite, before such weights are logged as fine or saved.
+
+    On a CPU every step is checked. On an accelerator the check would wait for the device, so it is made when
+    something is logged, evaluated or saved anyway.
+    """
+
+    def __init__(self, loss: SummedLoss) -> None:
+        self.loss = loss
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        is_due = control.should_log or control.should_save or control.should_evaluate or control.should_training_stop
+        if args.device.type != "cpu" and not is_due:
+            return
+        if self.loss.is_finite is not None and not bool(self.loss.is_finite):
+            raise TrainingDiverged(
+                f"The loss is not finite at step {state.global_step} of {state.max_steps}. Nothing was saved after it. "
+                "Lower --learning_rate, or add warm-up with --warmup_steps 0.1."
+            )
+
+
+class SaveTimer(TrainerCallback):
+    """Charge the time of writing checkpoints to saving instead of training."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.span: Any = None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            self.span = self.ledger.bucket("save")
+            self.span.__enter__()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.span is not None:
+            self.span.__exit__(None, None, None)
+            self.span = None
+
+
+def _first_output(logits: torch.Tensor | tuple, labels: torch.Tensor | None) -> torch.Tensor:
+    """The logits alone: some heads also return hidden states, which would fill the memory in evaluation."""
+    return logits[0] if isinstance(logits, tuple) else logits
+
+
+class Meter:
+    """What training consumed: examples, tokens and floating-point operations, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self.num_examples = 0
+        self.num_tokens_padded = 0
+        self.num_tokens: torch.Tensor | int = 0
+        self.flops_per_unit = math.nan
+
+    def add(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Count one micro-batch."""
+        self.num_examples += len(inputs["labels"])
+        if "attention_mask" in inputs:
+            self.num_tokens_padded += inputs["attention_mask"].numel()
+            self.num_tokens = self.num_tokens + inputs["attention_mask"].sum()
+
+    def units(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Padded tokens of a text batch, images of an image batch: what FLOPs are proportional to."""
+        return inputs["attention_mask"].numel() if "attention_mask" in inputs else len(inputs["labels"])
+
+    def summary(self, num_processes: int) -> dict[str, Any]:
+        """The `cost` fields of a run record, over all processes (each sees an equal share)."""
+        units = self.num_tokens_padded or self.num_examples
+        real = int(self.num_tokens)
+        flops = self.flops_per_unit * units * num_processes
+        return {
+            "num_examples_seen": self.num_examples * num_processes,
+            "num_tokens_seen": real * num_processes if self.num_tokens_padded else None,
+            "padding_fraction": 1 - real / self.num_tokens_padded if self.num_tokens_padded else None,
+            "train_flops": int(flops) if math.isfinite(flops) else None,
+        }
+
+
+class FineTuningTrainer(Trainer):
+    """Trainer with our loss, order, evaluation and bookkeeping.
+
+    Args:
+        problem_type: as in the model configuration.
+        head_names: prefixes of the parameters that `head_learning_rate` applies to.
+        head_learning_rate: None for the rate of the rest.
+        ledger: where time is charged.
+        kwargs: of `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        problem_type: str,
+        head_names: list[str],
+        head_learning_rate: float | None,
+        ledger: Ledger,
+        **kwargs: Any,
+    ) -> None:
+        self.ledger = ledger
+        self.meter = Meter()
+        self.head_names = head_names
+        self.head_learning_rate = head_learning_rate
+        loss = SummedLoss(problem_type, kwargs["args"].label_smoothing_factor)
+        super().__init__(compute_loss_func=loss, preprocess_logits_for_metrics=_first_output, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss above is all there is: heads get no num_items_in_batch
+        self.add_callback(StopWhenNotFinite(loss))
+        self.add_callback(SaveTimer(ledger))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Rows grouped by length (text) or shuffled, in an order made from (seed, epoch)."""
+        rows, args = self.train_dataset, self.args
+        batch_size = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seed = args.seed if args.data_seed is None else args.data_seed
+        by_length = args.train_sampling_strategy == "group_by_length"
+        lengths = rows["length"] if by_length and "length" in rows.column_names else None
+        if args.train_sampling_strategy == "sequential":
+            sampler: Any = SequentialSampler(rows)
+        else:
+            sampler = EpochSampler(len(rows), seed, batch_size, lengths)
+        return self._loader(
+            EpochDataset(rows, seed), self._train_batch_size, sampler, drop_last=args.dataloader_drop_last
+        )
+
+    def get_eval_dataloader(self, eval_dataset: datasets.Dataset | None = None) -> DataLoader:
+        """Rows in the order given, whatever the training order is."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._loader(rows, self.args.eval_batch_size, SequentialSampler(rows))
+
+    def get_test_dataloader(self, test_dataset: datasets.Dataset) -> DataLoader:
+        """The same for `predict`."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def _loader(self, rows: Any, batch_size: int, sampler: Any, drop_last: bool = False) -> DataLoader:
+        args = self.args
+        loader = DataLoader(
+            rows,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=self.data_collator,
+            drop_last=drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The stock optimizer, with the head in parameter groups of its own when it has its own rate."""
+        optimizer = super().create_optimizer(model)
+        if self.head_learning_rate is not None:
+            heads = {
+                id(parameter)
+                for name, parameter in self.model.named_parameters()
+                if any(f".{head}." in f".{name}" for head in self.head_names)
+            }
+            for group in list(optimizer.param_groups):
+                mine = [p for p in group["params"] if id(p) in heads]
+                group["params"] = [p for p in group["params"] if id(p) not in heads]
+                if mine:
+                    optimizer.add_param_group({**group, "params": mine, "lr": self.head_learning_rate})
+        return optimizer
+
+    def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One micro-batch; the first one is also counted in FLOPs."""
+        self.meter.add(inputs)
+        if math.isfinite(self.meter.flops_per_unit) or self.args.torch_compile:
+            return super().training_step(model, inputs, num_items_in_batch)
+        units, losses, step = self.meter.units(inputs), [], super().training_step
+        flops = count_flops(lambda: losses.append(step(model, inputs, num_items_in_batch)))
+        self.meter.flops_per_unit = flops / units
+        return losses[0]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """FLOPs of a batch as counted on the first one; the stock 6 N per token holds for full training only."""
+        flops = self.meter.flops_per_unit
+        return int(flops * self.meter.units(inputs)) if math.isfinite(flops) and "labels" in inputs else 0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The stock evaluation, charged to evaluation."""
+        with self.ledger.bucket("evaluation"):
+            return super().evaluate(*args, **kwargs)
+
+    def predict_logits(self, rows: datasets.Dataset) -> np.ndarray:
+        """Logits float32 [N, C] in the order of `rows`, computed from long to short to save padding."""
+        ordered, order = sort_by_length(rows)
+        with self.ledger.bucket("evaluation"):
+            predictions = self.predict(ordered.remove_columns("labels")).predictions
+        logits = np.empty_like(predictions, dtype=np.float32)
+        logits[order] = predictions
+        return logits

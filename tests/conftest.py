@@ -1,0 +1,35 @@
+"""Every test runs offline, on one thread and with its own data set cache. Caches of checkpoints stay as they are."""
+
+import os
+import tempfile
+
+# Before anything imports these libraries: they read the environment once.
+IS_HUB_ALLOWED = os.environ.get("HFTL_TEST_HUB") == "1"
+os.environ["HF_HUB_OFFLINE"] = "0" if IS_HUB_ALLOWED else "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # of evaluate
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # two torch threads beside a busy core are many times slower than one
+_CACHE = tempfile.TemporaryDirectory(prefix="hftl-tests-", ignore_cleanup_errors=True)  # removed at exit
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+
+import datasets  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+torch.set_num_threads(1)
+transformers.utils.logging.disable_progress_bar()
+datasets.disable_progress_bars()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {
+        "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
+        "hub": None if IS_HUB_ALLOWED else "needs the Hub: set HFTL_TEST_HUB=1",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
