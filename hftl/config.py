@@ -4,6 +4,7 @@ Defaults < YAML file < flags. YAML is turned into command-line words in front of
 checked by the same parser. After `parse_args` nobody reads `sys.argv`.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -20,8 +22,8 @@ from hftl.errors import UserError, unknown_name
 from hftl.records import write_atomically
 
 MAX_YAML_BYTES = 1_000_000
-# Where a run is written and how it is restarted is not part of what it is; a token is never written anywhere.
-NOT_RECORDED = {"output_dir", "resume_from_checkpoint", "hub_token", "local_rank"}
+# Where a run is written, how it is restarted and on what is not part of what it is; a token is never written anywhere.
+NOT_RECORDED = {"output_dir", "resume_from_checkpoint", "hub_token", "use_cpu"}
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
@@ -108,40 +110,33 @@ def _check_positive(name: str, value: int | None) -> None:
 
 @dataclass(frozen=True)
 class Arguments:
-    """All settings of one run. `training` is transformers' own, unmodified; `given` names what the user set."""
+    """All settings of one run. `training` is transformers' own, unmodified.
+
+    Attributes:
+        given: name -> value of what the user set.
+        filled: name -> value of what `set_defaults` set.
+    """
 
     data: DataArguments
     model: ModelArguments
     training: TrainingArguments
-    given: frozenset[str]
+    given: Mapping[str, Any]
+    filled: dict[str, Any] = field(default_factory=dict)
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Fill the training arguments that the user left open."""
         for name, value in defaults.items():
             if name not in self.given:
                 setattr(self.training, name, value)
+                self.filled[name] = value
 
     def resolved(self) -> dict[str, Any]:
-        """The settings that differ from the built-in defaults, after `set_defaults`: enough to run again."""
-        record = {}
-        for arguments in (self.data, self.model, self.training):
-            for item in dataclasses.fields(arguments):
-                value = getattr(arguments, item.name)
-                value = getattr(value, "value", value)
-                default = getattr(item.default, "value", item.default)
-                is_plain = isinstance(value, (str, int, float, bool, list, dict))
-                if item.init and is_plain and value != default and item.name not in NOT_RECORDED:
-                    record[item.name] = value
-        for name in self.given - NOT_RECORDED:
-            record.setdefault(name, self._value(name))
-        return {name: value for name, value in sorted(record.items()) if value is not None}
+        """What the user and `set_defaults` set: with the built-in defaults, enough to run again.
 
-    def _value(self, name: str) -> Any:
-        owner = next(
-            a for a in (self.data, self.model, self.training) if name in {f.name for f in dataclasses.fields(a)}
-        )
-        value = getattr(owner, name)
-        return getattr(value, "value", value)
+        Not read back from `training`, which derives some of its fields from others and cannot be parsed again.
+        """
+        settings = {**self.filled, **self.given}
+        return {k: v for k, v in sorted(settings.items()) if v is not None and k not in NOT_RECORDED}
 
 
 ARGUMENT_CLASSES = (DataArguments, ModelArguments, TrainingArguments)
@@ -181,15 +176,15 @@ def parse_args(
     names_data = any(flags.get(word.split("=")[0]) in {"dataset", "train_file"} for word in words)
     if config is None and not names_data and not {"-h", "--help"} & set(words):
         config = default_config
-    words = (_yaml_words(Path(config), set(flags.values())) if config else []) + words
+    words = _hardware_words() + (_yaml_words(Path(config), set(flags.values())) if config else []) + words
     parser = _Parser(ARGUMENT_CLASSES, allow_abbrev=False, prog=_program_name())
     namespace, unknown = parser.parse_known_args(words)
     _refuse_unknown(unknown, flags)
-    given = frozenset(flags[word.split("=")[0]] for word in words if word.split("=")[0] in flags)
+    given = {flags[word.split("=")[0]] for word in words if word.split("=")[0] in flags}
     return _build_arguments(vars(namespace), given, mode)
 
 
-def _build_arguments(values: dict[str, Any], given: frozenset[str], mode: str | None) -> Arguments:
+def _build_arguments(values: dict[str, Any], given: set[str], mode: str | None) -> Arguments:
     if values.get("hub_token"):
         raise UserError("--hub_token would end in logs and files. Set the environment variable HF_TOKEN instead.")
     if mode is not None and values["mode"] not in (None, mode):
@@ -198,14 +193,38 @@ def _build_arguments(values: dict[str, Any], given: frozenset[str], mode: str | 
             f"Use `hftl train --mode {values['mode']}`."
         )
     values["mode"] = mode or values["mode"]
+    values |= {name: _parse_json(name, values[name]) for name in given if name.endswith(("_kwargs", "_config"))}
     parts = []
     for cls in ARGUMENT_CLASSES:
         names = {item.name for item in dataclasses.fields(cls) if item.init}
         try:
-            parts.append(cls(**{name: values[name] for name in names}))
-        except (ValueError, TypeError) as error:  # TrainingArguments checks combinations, each with its own message
+            parts.append(cls(**{name: copy.deepcopy(values[name]) for name in names}))
+        # TrainingArguments checks combinations and optional packages, each with its own message.
+        except (ValueError, TypeError, ImportError, OSError) as error:
             raise UserError(str(error)) from error
-    return Arguments(*parts, given=given | {"mode"})
+    return Arguments(*parts, given={name: values[name] for name in given | {"mode"}})
+
+
+def _parse_json(name: str, value: Any) -> Any:
+    """The dictionary that a `--*_kwargs` or `--*_config` holds; the latter may be a name or a file as well."""
+    if not isinstance(value, str) or not (value.startswith("{") or name.endswith("_kwargs")):
+        return value
+    try:
+        content = json.loads(value)
+    except json.JSONDecodeError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f'--{name} is {value!r}; give a JSON object such as {{"key": 1}}.')
+    return content
+
+
+def _hardware_words() -> list[str]:
+    """`--use_cpu` for several processes without an accelerator.
+
+    Without the flag, accelerate 1.15 would let each process train by itself, all into the same folder.
+    """
+    is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return ["--use_cpu"] if is_distributed and not torch.accelerator.is_available() else []
 
 
 def _program_name() -> str:
@@ -226,23 +245,37 @@ def _refuse_unknown(unknown: list[str], flags: dict[str, str]) -> None:
         if word.startswith("--"):
             known = {flag for flag in flags if not flag.startswith("--no") and "-" not in flag[2:]}
             raise unknown_name("flag", word.split("=")[0].replace("-", "_").replace("__", "--", 1), known)
+        if word.endswith((".yaml", ".yml")):
+            raise UserError(f"{word!r} is out of place: one configuration file, and it comes first.")
     if unknown:
         raise UserError(f"Unexpected words on the command line: {' '.join(unknown)}. A list follows its flag.")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe loading that refuses a key given twice instead of keeping the last."""
+    """Safe loading where a value is the text as written, like a word of the command line, or null.
+
+    YAML 1.1 would read the column `on` as true, the revision 0123456 as an octal number, and 2e-5 as a text.
+    A key given twice is refused instead of keeping the last.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [resolver for resolver in resolvers if resolver[0].endswith(":null")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UserError(f"The key {key!r} is given twice{node.start_mark}.")
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise UserError(
+                    f"The key {key.value!r} is given twice, the second time in line {key.start_mark.line + 1}."
+                )
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A flat YAML mapping, safely loaded."""
+    """A flat YAML mapping, safely loaded: key -> text, None, a list or, for `*_kwargs`, a dictionary of texts."""
     if not path.is_file():
         raise UserError(f"There is no configuration file {str(path)!r}.")
     if path.stat().st_size > MAX_YAML_BYTES:
@@ -269,9 +302,19 @@ def _yaml_words(path: Path, known: set[str]) -> list[str]:
 def _as_words(value: Any) -> list[str]:
     if isinstance(value, list):
         return [str(item) for item in value]
-    return [
-        json.dumps(value) if isinstance(value, dict) else str(value).lower() if isinstance(value, bool) else str(value)
-    ]
+    return [json.dumps(_typed(value)) if isinstance(value, dict) else str(value)]
+
+
+def _typed(value: Any) -> Any:
+    """Texts inside a dictionary as what they are in JSON: no parser types them later."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return value
 
 
 def write_config(arguments: Arguments, folder: Path) -> dict[str, Any]:

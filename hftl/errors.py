@@ -27,7 +27,7 @@ class OutOfResources(RuntimeError):
 
 
 def unknown_name(kind: str, found: str, valid: Iterable[str], hint: str = "") -> UserError:
-    """An error for a name that is not in `valid`: it names the nearest one and lists them (a long list: the nearest)."""
+    """An error for a name that is not in `valid`: names the nearest one and lists them, or of many the nearest few."""
     valid = sorted(valid)
     near = difflib.get_close_matches(found, valid, n=6, cutoff=0.5)
     guess = f" Did you mean {near[0]!r}?" if near else ""

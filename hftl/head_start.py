@@ -100,5 +100,5 @@ def _hash_body(network: torch.nn.Module) -> str:
     for name, tensor in network.state_dict().items():
         if not name.startswith(f"{head}."):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -95,17 +95,6 @@ class RunRecord:
         except TypeError as error:
             raise UserError(f"{path} does not hold the fields of a run: {error}. Run it again.") from error
 
-    def summary(self, folder: str | os.PathLike) -> str:
-        """A few lines for a person: what it was, the numbers of every split, and where everything else is."""
-        what = f"{self.mode} ({self.adapter})" if self.adapter else self.mode
-        lines = [f"{self.task}, {what}, seed {self.seed}: {self.status}"]
-        for split, metrics in self.metrics.items():
-            scores = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, numbers.Real)]
-            lines.append(f"  {split}: {', '.join(scores)}")
-        if "wall_seconds" in self.cost:
-            lines.append(f"  {self.cost['wall_seconds']:.1f} s, everything else in {Path(folder) / RECORD_FILE}")
-        return "\n".join(lines)
-
 
 def write_predictions(
     folder: str | os.PathLike,

@@ -16,12 +16,13 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, SequentialSampler
+from accelerate.utils import gather
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hftl.cost.flops import count_flops
 from hftl.cost.ledger import Ledger
-from hftl.data.sampling import EpochDataset, EpochSampler, sort_by_length
+from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
 from hftl.errors import TrainingDiverged
 
 
@@ -78,7 +79,7 @@ class StopWhenNotFinite(TrainerCallback):
     """End the run when a loss was NaN or infinite, before such weights are logged as fine or saved.
 
     On a CPU every step is checked. On an accelerator the check would wait for the device, so it is made when
-    something is logged, evaluated or saved anyway.
+    something is logged, evaluated or saved anyway. All processes stop together.
     """
 
     def __init__(self, loss: SummedLoss) -> None:
@@ -88,33 +89,19 @@ class StopWhenNotFinite(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         is_due = control.should_log or control.should_save or control.should_evaluate or control.should_training_stop
-        if args.device.type != "cpu" and not is_due:
+        if self.loss.is_finite is None or (args.device.type != "cpu" and not is_due):
             return
-        if self.loss.is_finite is not None and not bool(self.loss.is_finite):
+        if not gather(self.loss.is_finite).all():
             raise TrainingDiverged(
-                f"The loss is not finite at step {state.global_step} of {state.max_steps}. Nothing was saved after it. "
+                f"The loss is not finite at step {state.global_step} of {state.max_steps}. Nothing was saved since. "
                 "Lower --learning_rate, or add warm-up with --warmup_steps 0.1."
             )
 
-
-class SaveTimer(TrainerCallback):
-    """Charge the time of writing checkpoints to saving instead of training."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self.span: Any = None
-
-    def on_step_end(
+    def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if control.should_save:
-            self.span = self.ledger.bucket("save")
-            self.span.__enter__()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.span is not None:
-            self.span.__exit__(None, None, None)
-            self.span = None
+        """What is saved or evaluated once an epoch becomes due here, after the last step's check."""
+        self.on_step_end(args, state, control, **kwargs)
 
 
 def _first_output(logits: torch.Tensor | tuple, labels: torch.Tensor | None) -> torch.Tensor:
@@ -183,44 +170,48 @@ class FineTuningTrainer(Trainer):
         super().__init__(compute_loss_func=loss, preprocess_logits_for_metrics=_first_output, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss above is all there is: heads get no num_items_in_batch
         self.add_callback(StopWhenNotFinite(loss))
-        self.add_callback(SaveTimer(ledger))
 
     def get_train_dataloader(self) -> DataLoader:
         """Rows grouped by length (text) or shuffled, in an order made from (seed, epoch)."""
         rows, args = self.train_dataset, self.args
-        batch_size = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seed = args.seed if args.data_seed is None else args.data_seed
-        by_length = args.train_sampling_strategy == "group_by_length"
-        lengths = rows["length"] if by_length and "length" in rows.column_names else None
-        if args.train_sampling_strategy == "sequential":
-            sampler: Any = SequentialSampler(rows)
-        else:
-            sampler = EpochSampler(len(rows), seed, batch_size, lengths)
-        return self._loader(
-            EpochDataset(rows, seed), self._train_batch_size, sampler, drop_last=args.dataloader_drop_last
+        batch_size, seed = self._train_batch_size, args.seed if args.data_seed is None else args.data_seed
+        by_length = args.train_sampling_strategy == "group_by_length" and "length" in rows.column_names
+        sampler = EpochSampler(
+            len(rows),
+            seed,
+            step_size=batch_size * args.gradient_accumulation_steps * args.world_size,
+            get_epoch=lambda: int(self.state.epoch or 0),  # None before the first step
+            lengths=rows["length"] if by_length else None,
+            is_shuffled=args.train_sampling_strategy != "sequential",
         )
+        batches = StepBatchSampler(
+            sampler,
+            batch_size,
+            accumulation_steps=args.gradient_accumulation_steps,
+            num_processes=args.world_size,
+            drop_last=args.dataloader_drop_last,
+        )
+        return self._loader(SeededRows(rows, seed), batch_sampler=batches)
 
     def get_eval_dataloader(self, eval_dataset: datasets.Dataset | None = None) -> DataLoader:
         """Rows in the order given, whatever the training order is."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self._loader(rows, self.args.eval_batch_size, SequentialSampler(rows))
+        return self._loader(rows, batch_size=self.args.eval_batch_size)
 
     def get_test_dataloader(self, test_dataset: datasets.Dataset) -> DataLoader:
         """The same for `predict`."""
         return self.get_eval_dataloader(test_dataset)
 
-    def _loader(self, rows: Any, batch_size: int, sampler: Any, drop_last: bool = False) -> DataLoader:
+    def _loader(self, rows: Any, **batching: Any) -> DataLoader:
         args = self.args
         loader = DataLoader(
             rows,
-            batch_size=batch_size,
-            sampler=sampler,
             collate_fn=self.data_collator,
-            drop_last=drop_last,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            **batching,
         )
         return self.accelerator.prepare(loader)
 
@@ -259,6 +250,11 @@ class FineTuningTrainer(Trainer):
         """The stock evaluation, charged to evaluation."""
         with self.ledger.bucket("evaluation"):
             return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """The stock checkpoint, charged to saving. Not a documented hook: no callback is called before a save."""
+        with self.ledger.bucket("save"):
+            super()._save_checkpoint(*args, **kwargs)
 
     def predict_logits(self, rows: datasets.Dataset) -> np.ndarray:
         """Logits float32 [N, C] in the order of `rows`, computed from long to short to save padding."""

@@ -1,8 +1,8 @@
 """Fine-tune every weight of a checkpoint.
 
-    accelerate launch recipes/full.py                                  # bundled data and checkpoint
+    accelerate launch recipes/full.py   # bundled data and checkpoint
     accelerate launch recipes/full.py recipes/configs/fashion-mnist.yaml
-    accelerate launch recipes/full.py --train_file train.csv --test_file test.csv --model_name_or_path bundled:minilm-l6
+    accelerate launch recipes/full.py --train_file train.csv --model_name_or_path bundled:minilm-l6
 
 Every flag: `python recipes/full.py --help`. The flow is in hftl/run.py.
 """

@@ -1,8 +1,8 @@
 """Train a LoRA adapter and the head over a frozen checkpoint.
 
-    accelerate launch recipes/lora.py                                  # bundled data and checkpoint
+    accelerate launch recipes/lora.py   # bundled data and checkpoint
     accelerate launch recipes/lora.py recipes/configs/fashion-mnist.yaml
-    accelerate launch recipes/lora.py --train_file train.csv --test_file test.csv --model_name_or_path bundled:minilm-l6
+    accelerate launch recipes/lora.py --train_file train.csv --model_name_or_path bundled:minilm-l6
 
 Every flag: `python recipes/lora.py --help`. The flow is in hftl/run.py.
 """

@@ -1,8 +1,8 @@
 """Fit a linear head on the frozen checkpoint's features: the cheap baseline.
 
-    accelerate launch recipes/probe.py                                  # bundled data and checkpoint
+    accelerate launch recipes/probe.py   # bundled data and checkpoint
     accelerate launch recipes/probe.py recipes/configs/fashion-mnist.yaml
-    accelerate launch recipes/probe.py --train_file train.csv --test_file test.csv --model_name_or_path bundled:minilm-l6
+    accelerate launch recipes/probe.py --train_file train.csv --model_name_or_path bundled:minilm-l6
 
 Every flag: `python recipes/probe.py --help`. The flow is in hftl/run.py.
 """

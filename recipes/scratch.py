@@ -1,8 +1,8 @@
 """Train the checkpoint's network from random weights.
 
-    accelerate launch recipes/scratch.py                                  # bundled data and checkpoint
+    accelerate launch recipes/scratch.py   # bundled data and checkpoint
     accelerate launch recipes/scratch.py recipes/configs/fashion-mnist.yaml
-    accelerate launch recipes/scratch.py --train_file train.csv --test_file test.csv --model_name_or_path bundled:minilm-l6
+    accelerate launch recipes/scratch.py --train_file train.csv --model_name_or_path bundled:minilm-l6
 
 Every flag: `python recipes/scratch.py --help`. The flow is in hftl/run.py.
 """

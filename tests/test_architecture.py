@@ -1,6 +1,7 @@
 """The layers of docs/architecture.md, read from the source: who imports whom, and how long a function is."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ ONLY_IMPORTER = {
     "psutil": {"cost", "cli"},
 }
 MUST_NOT_IMPORT = {"report": {"torch", "transformers"}, "tasks": {"peft"}, "data": {"transformers", "peft"}}
+OPTIONAL = {"bitsandbytes", "deepspeed"}  # extras, imported where they are asked for
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "manager", "engine", "core"}
 MAX_FUNCTION_LINES = 100
 
@@ -129,6 +131,14 @@ def test_a_library_has_one_place_that_imports_it(module):
     part, libraries = _part_of(module), IMPORTS[module][1]
     assert not [name for name in libraries if part not in ONLY_IMPORTER.get(name, {part})]
     assert not libraries & MUST_NOT_IMPORT.get(part, set())
+
+
+def test_what_is_imported_is_a_declared_dependency_and_the_other_way_round():
+    project = (ROOT / "pyproject.toml").read_text().partition("dependencies = [")[2].partition("\n]")[0]
+    declared = set(re.findall(r'^ +"([A-Za-z_-]+)', project, flags=re.MULTILINE))
+    renamed = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+    imported = {renamed.get(name, name) for _, libraries in IMPORTS.values() for name in libraries}
+    assert imported - sys.stdlib_module_names - OPTIONAL == declared
 
 
 def _find_cycle(edges):

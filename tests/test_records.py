@@ -194,14 +194,3 @@ def test_the_environment_names_versions_and_nothing_private(monkeypatch):
 def test_the_commit_is_that_of_the_checkout_and_none_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "__file__", str(tmp_path / "hftl" / "records.py"))
     assert records.describe_environment()["git_commit"] is None
-
-
-def test_the_summary_gives_numbers_and_leaves_out_tables():
-    metrics = {"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.25, "loss": None, "per_class": {"a": {}}}}
-    record = RunRecord(**RUN, adapter="lora", metrics=metrics, cost={"wall_seconds": 12.34})
-    assert record.summary("runs/x").splitlines() == [
-        "text-classification, peft (lora), seed 3: completed",
-        "  validation: accuracy 0.5",
-        "  test: accuracy 0.25",
-        f"  12.3 s, everything else in {os.path.join('runs/x', 'run.json')}",
-    ]

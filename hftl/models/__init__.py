@@ -1,0 +1,1 @@
+"""Networks: how they are loaded, headed, frozen and adapted."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from hftl.errors import UserError, unknown_name
 from hftl.models.load import body_prefix
@@ -14,15 +15,17 @@ def default_targets(network: nn.Module, heads: list[str]) -> list[str]:
 
     Every linear layer of the body (adapting all of them matters more than the rank: Biderman et al. 2024; Schulman
     2025). In a convolutional network the 1x1 convolutions, which hold most of its weights, or, where there are
-    none, as in ResNet-18, every ungrouped convolution but the first.
+    none, as in ResNet-18, every ungrouped convolution but the first. Squeeze-and-excitation gates are left alone.
     """
     prefix = body_prefix(network)
     body = [
         (name, module)
         for name, module in network.named_modules()
-        if name.startswith(prefix) and not any(name == head or name.startswith(f"{head}.") for head in heads)
+        if name.startswith(prefix)
+        and "squeeze" not in name
+        and not any(name == head or name.startswith(f"{head}.") for head in heads)
     ]
-    linear = [name for name, module in body if isinstance(module, nn.Linear)]
+    linear = [name for name, module in body if isinstance(module, (nn.Linear, Conv1D))]  # Conv1D: GPT-2's linear layer
     convolutions = [(name, module) for name, module in body if isinstance(module, nn.Conv2d) and module.groups == 1]
     if linear and not is_convolutional(network):
         return linear
@@ -79,7 +82,7 @@ def _check_targets(network: nn.Module, targets: list[str]) -> list[str]:
     leaves = {
         name.rsplit(".", 1)[-1]
         for name, module in network.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
+        if isinstance(module, (nn.Linear, nn.Conv2d, Conv1D))
     }
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name, _ in network.named_modules()):

@@ -110,7 +110,7 @@ def _transformer_rate(schedule: Schedule) -> float:
 def _full_defaults(schedule: Schedule) -> dict[str, Any]:
     if schedule.modality == "image":
         rate = 1e-3 if schedule.is_convolutional else _transformer_rate(schedule)
-        steps = schedule.num_steps(floor=400, epochs=(10, 5, 3))
+        steps = schedule.num_steps(floor=300, epochs=(10, 5, 3))
         return {"learning_rate": rate, "weight_decay": 0.05, "lr_scheduler_type": "cosine", "max_steps": steps}
     steps = schedule.num_steps(floor=400, epochs=(10, 5, 3))
     return {"learning_rate": _transformer_rate(schedule), "weight_decay": 0.01, "max_steps": steps}
