@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,16 +67,16 @@ def guarded(function: Callable, *args: object) -> int:
 def train(argv: list[str]) -> None:
     """`hftl train`: the recipes' work, with the mode as a flag."""
     argv, accelerate_config = _take_flag(argv, "--accelerate_config")
-    if accelerate_config:
+    if accelerate_config is not None:
         _launch(accelerate_config, argv)
     run_recipe(argv=argv)
 
 
 def _take_flag(argv: list[str], flag: str) -> tuple[list[str], str | None]:
     for index, word in enumerate(argv):
-        name, _, value = word.partition("=")
-        if name in (flag, flag.replace("_", "-").replace("--", "--", 1)):
-            if value:
+        name, equals, value = word.partition("=")
+        if name in (flag, flag.replace("_", "-")):
+            if equals:
                 return argv[:index] + argv[index + 1 :], value
             if index + 1 == len(argv):
                 raise UserError(f"{flag} needs a file.")
@@ -106,12 +107,13 @@ def run_recipe(argv: Sequence[str] | None = None, *, mode: str | None = None) ->
     """Parse, run, report: what `hftl train` and every recipe of a single run do."""
     started = _process_start()
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # before torch: spinning threads are up to 13x slower on a busy CPU
+    _configure_logging()
     from hftl.config import parse_args
 
     args = parse_args(argv, default_config=default_config("wordnet.yaml"), mode=mode)
-    _configure_logging()
     from hftl.run import run
 
+    _quiet_libraries()
     record = run(args, started=started)
     if args.training.process_index == 0:
         print(_summarize(record, args.training.output_dir))
@@ -147,14 +149,21 @@ def _process_start() -> float:
 
 
 def _configure_logging() -> None:
-    """Our own messages in full; of the libraries, warnings but not their loading bars and reports."""
-    from transformers.utils import logging as transformers_logging
-
+    """Our own messages in full; of the libraries, errors only, and progress bars where somebody watches."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("hftl").setLevel(logging.INFO)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels that only 4-bit weights would use
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+
+
+def _quiet_libraries() -> None:
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {"train": train}

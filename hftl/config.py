@@ -4,7 +4,6 @@ Defaults < YAML file < flags. YAML is turned into command-line words in front of
 checked by the same parser. After `parse_args` nobody reads `sys.argv`.
 """
 
-import copy
 import dataclasses
 import json
 import os
@@ -22,8 +21,8 @@ from hftl.errors import UserError, unknown_name
 from hftl.records import write_atomically
 
 MAX_YAML_BYTES = 1_000_000
-# Where a run is written, how it is restarted and on what is not part of what it is; a token is never written anywhere.
-NOT_RECORDED = {"output_dir", "resume_from_checkpoint", "hub_token", "use_cpu"}
+# Where a run is written, restarted, computed and watched is not part of what it is; a token is never written anywhere.
+NOT_RECORDED = {"output_dir", "resume_from_checkpoint", "hub_token", "use_cpu", "disable_tqdm"}
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
@@ -135,10 +134,15 @@ class Arguments:
 
         Not read back from `training`, which derives some of its fields from others and cannot be parsed again.
         """
-        settings = {**self.filled, **self.given}
+        filled = {name: value for name, value in self.filled.items() if name not in PER_PROCESS}
+        settings = {**filled, **self.given}
         return {k: v for k, v in sorted(settings.items()) if v is not None and k not in NOT_RECORDED}
 
 
+# A default share of one effective batch: another number of processes takes another share.
+PER_PROCESS = {"per_device_train_batch_size"}
+# Two ways to say how long: a flag replaces the other one of the file, which Trainer would obey silently.
+DURATION = {"max_steps", "num_train_epochs"}
 ARGUMENT_CLASSES = (DataArguments, ModelArguments, TrainingArguments)
 
 
@@ -176,7 +180,8 @@ def parse_args(
     names_data = any(flags.get(word.split("=")[0]) in {"dataset", "train_file"} for word in words)
     if config is None and not names_data and not {"-h", "--help"} & set(words):
         config = default_config
-    words = _hardware_words() + (_yaml_words(Path(config), set(flags.values())) if config else []) + words
+    typed = {flags.get(word.split("=")[0]) for word in words}
+    words = _hardware_words() + (_yaml_words(Path(config), set(flags.values()), typed) if config else []) + words
     parser = _Parser(ARGUMENT_CLASSES, allow_abbrev=False, prog=_program_name())
     namespace, unknown = parser.parse_known_args(words)
     _refuse_unknown(unknown, flags)
@@ -198,11 +203,16 @@ def _build_arguments(values: dict[str, Any], given: set[str], mode: str | None) 
     for cls in ARGUMENT_CLASSES:
         names = {item.name for item in dataclasses.fields(cls) if item.init}
         try:
-            parts.append(cls(**{name: copy.deepcopy(values[name]) for name in names}))
+            parts.append(cls(**{name: values[name] for name in names}))
         # TrainingArguments checks combinations and optional packages, each with its own message.
         except (ValueError, TypeError, ImportError, OSError) as error:
             raise UserError(str(error)) from error
-    return Arguments(*parts, given={name: values[name] for name in given | {"mode"}})
+    return Arguments(*parts, given={name: _plain(values[name]) for name in given | {"mode"}})
+
+
+def _plain(value: Any) -> Any:
+    """The value as YAML can hold it: `--debug` is a list of enum members."""
+    return [getattr(item, "value", item) for item in value] if isinstance(value, list) else value
 
 
 def _parse_json(name: str, value: Any) -> Any:
@@ -289,12 +299,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _yaml_words(path: Path, known: set[str]) -> list[str]:
+def _yaml_words(path: Path, known: set[str], typed: set[str | None]) -> list[str]:
     words = []
+    replaced = DURATION if typed & DURATION else set()
     for key, value in read_yaml(path).items():
         if key not in known:
             raise unknown_name(f"key in {path}:", str(key), known)
-        if value is not None:
+        if value is not None and key not in replaced:
             words += [f"--{key}", *_as_words(value)]
     return words
 

@@ -19,13 +19,28 @@ from hftl.assets import cache_dir
 from hftl.config import Arguments
 from hftl.data.sampling import sort_by_length
 from hftl.errors import UserError
-from hftl.models.head import compute_features, find_head, fit_head, has_bias, set_head
+from hftl.models.head import (
+    LinearHead,
+    compute_features,
+    find_head,
+    find_pooling_layer,
+    fit_head,
+    has_bias,
+    make_linear,
+    set_head,
+)
 
 logger = logging.getLogger(__name__)
 
 
 def initialize_head(
-    network: torch.nn.Module, args: Arguments, wanted: str, rows: dict[str, datasets.Dataset], collator: Callable
+    network: torch.nn.Module,
+    args: Arguments,
+    wanted: str,
+    rows: dict[str, datasets.Dataset],
+    collator: Callable,
+    *,
+    is_final: bool = False,
 ) -> dict[str, Any]:
     """Fit the head on frozen features when that is asked for.
 
@@ -35,6 +50,8 @@ def initialize_head(
         wanted: `probe`, `random`, or `auto-probe`: like `probe`, but random for a network without a linear head.
         rows: prepared splits.
         collator: rows -> batch.
+        is_final: nothing is trained afterwards. Then the pooling layer in front of the head may be passed by as well,
+            if the validation loss is lower without it: it may be a leftover of pretraining, or random.
 
     Returns:
         What was done, for the run record.
@@ -49,19 +66,31 @@ def initialize_head(
         logger.warning("The head starts at random: %s", error)
         return {"init": "random"}
     network.to(args.training.device)
+    head, pooling = _fit(network, args, rows, collator), find_pooling_layer(network) if is_final else None
+    record = {"init": "probe", "strength": head.strength}
+    if pooling is not None:
+        original = {name: tensor.clone() for name, tensor in pooling.state_dict().items()}
+        make_linear(pooling)
+        linear = _fit(network, args, rows, collator)
+        if linear.validation_loss < head.validation_loss:
+            head, record = linear, {"init": "probe", "strength": linear.strength, "pooling": "linear"}
+        else:
+            pooling.load_state_dict(original)
+    set_head(network, head)
+    return record
+
+
+def _fit(
+    network: torch.nn.Module, args: Arguments, rows: dict[str, datasets.Dataset], collator: Callable
+) -> LinearHead:
     data = {
         split: (load_features(network, rows[split], args, collator, split), np.asarray(rows[split]["labels"]))
         for split in ("train", "validation")
     }
-    head = fit_head(
-        data["train"],
-        data["validation"],
-        network.config.problem_type,
-        network.config.num_labels,
-        with_bias=has_bias(network),
+    config = network.config
+    return fit_head(
+        data["train"], data["validation"], config.problem_type, config.num_labels, with_bias=has_bias(network)
     )
-    set_head(network, head)
-    return {"init": "probe", "strength": head.strength}
 
 
 def load_features(
@@ -95,8 +124,8 @@ def _batches(
 
 
 def _hash_body(network: torch.nn.Module) -> str:
-    """A hash of every weight and buffer that the features depend on, so of all but the last layer's."""
-    head, digest = find_head(network), xxhash.xxh3_128()
+    """A hash of what the features depend on: the configuration, and every weight and buffer but the last layer's."""
+    head, digest = find_head(network), xxhash.xxh3_128(network.config.to_json_string().encode())
     for name, tensor in network.state_dict().items():
         if not name.startswith(f"{head}."):
             digest.update(name.encode())

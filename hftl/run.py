@@ -1,6 +1,7 @@
 """One training run, from arguments to a folder that anyone can load. This is the page to read."""
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,10 @@ from hftl.examples import Examples, describe_source, load_examples, prepare_exam
 from hftl.head_start import initialize_head
 from hftl.metrics import compute_metrics, compute_predictions, compute_probabilities, compute_report, greater_is_better
 from hftl.models.head import head_modules
-from hftl.models.load import load_config
+from hftl.models.load import load_config, read_config
 from hftl.models.modes import Mode, count_parameters, describe_schedule, find_mode
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
-from hftl.run_folder import open_run_folder, recorded, save_artifacts
+from hftl.run_folder import explained_resources, open_run_folder, recorded, save_artifacts
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
 from hftl.trainer import FineTuningTrainer
@@ -28,6 +29,7 @@ from hftl.trainer import FineTuningTrainer
 logger = logging.getLogger(__name__)
 
 
+@explained_resources()
 def run(args: Arguments, *, started: float | None = None) -> RunRecord:
     """Train one model, evaluate it (on the test set once) and leave it in `args.training.output_dir`.
 
@@ -41,6 +43,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
     Raises:
         UserError: the arguments or the data are wrong; nothing was trained or written.
         TrainingDiverged: the loss stopped being finite; `run.json` says so.
+        OutOfResources: memory or disk ran out; `run.json` says so.
     """
     ledger = Ledger(started)
     with ledger.bucket("startup"):
@@ -48,6 +51,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         check_arguments(args)
         transformers.set_seed(args.training.seed)
         with args.training.main_process_first():
+            read_config(args.model, task)  # a wrong name is found before the data are read
             examples = load_examples(args.data, task, args.training.seed)
             processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
             rows = prepare_examples(examples, task, processor, args.data)
@@ -58,7 +62,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         collator = task.build_collator(processor, args.data, augmentation)
     with ledger.bucket("train"), args.training.main_process_first():
         wanted = mode.head_init[task.modality] if args.model.head_init == "auto" else args.model.head_init
-        head = initialize_head(loaded.network, args, wanted, rows, collator)
+        head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
     with ledger.bucket("startup"):
         network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type)
         folder = open_run_folder(args, network)
@@ -107,11 +111,11 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
             "per_device_train_batch_size": max(1, 32 // (training.world_size * training.gradient_accumulation_steps)),
             "per_device_eval_batch_size": 64,
             "train_sampling_strategy": "group_by_length" if task.modality == "text" else "random",
-            "logging_steps": 50,
+            "logging_steps": 50.0,
             "logging_nan_inf_filter": False,  # the stock default logs a NaN loss as 0 and trains on
             "ddp_find_unused_parameters": False,
             "save_strategy": "no",
-            "disable_tqdm": False,
+            "disable_tqdm": not sys.stderr.isatty(),
         }
     )
     batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size

@@ -1,6 +1,8 @@
 """The folder of one run: where it is, that nothing in it is overwritten, and what it holds at the end."""
 
+import errno
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
 from hftl.config import Arguments
 from hftl.cost.ledger import Ledger
@@ -120,12 +123,12 @@ def explained_resources() -> Iterator[None]:
     """Turn running out of memory or disk into one error that says what to change."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfResources(
-            f"Out of memory: {error}. Halve --per_device_train_batch_size and double --gradient_accumulation_steps "
-            "(the result stays the same), or shorten --max_length / --image_size."
-        ) from error
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC
+    except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
+            raise OutOfResources(
+                f"Out of memory: {error}. Halve --per_device_train_batch_size and double "
+                "--gradient_accumulation_steps (the result stays the same), or shorten --max_length / --image_size."
+            ) from error
+        if os.strerror(errno.ENOSPC) in str(error):  # safetensors and arrow give the text but no number
             raise OutOfResources(f"The disk is full: {error}. What was saved before is intact.") from error
         raise

@@ -1,15 +1,19 @@
-"""transformers' Trainer, right where the stock one is silently wrong, through its documented hooks only.
+"""transformers' Trainer, right where the stock one is silently wrong, through its documented hooks
+where there are some.
 
 - The loss is a sum over the rows of an optimizer step divided by their number, for any accumulation and any number
   of processes. Stock heads that take `**kwargs` but ignore `num_items_in_batch` scale it by both
   (huggingface/transformers#47688).
+- A checkpoint is read back whole, or not at all.
 - A loss that is not finite stops the run instead of being logged as 0.
 - Rows come in an order made from (seed, epoch); predictions keep the order of the data.
 - Time, tokens and FLOPs are counted as they are spent.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import datasets
@@ -18,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import gather
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hftl.cost.flops import count_flops
 from hftl.cost.ledger import Ledger
 from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
-from hftl.errors import TrainingDiverged
+from hftl.errors import TrainingDiverged, UserError
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -102,6 +106,21 @@ class StopWhenNotFinite(TrainerCallback):
     ) -> None:
         """What is saved or evaluated once an epoch becomes due here, after the last step's check."""
         self.on_step_end(args, state, control, **kwargs)
+
+
+@contextmanager
+def _own_names(network: torch.nn.Module) -> Iterator[None]:
+    """Let `save_pretrained` write the weights under the names that they have in memory; any transformers 5 reads both.
+
+    By default it writes ViT, Swin and others under the names of the first release, and Trainer resumes (or takes the
+    best model) by the names in memory: what it does not find keeps its value. huggingface/transformers#48805, in 5.23.
+    """
+    if isinstance(network, PreTrainedModel):
+        network.save_pretrained = partial(network.save_pretrained, save_original_format=False)
+    try:
+        yield
+    finally:
+        network.__dict__.pop("save_pretrained", None)
 
 
 def _first_output(logits: torch.Tensor | tuple, labels: torch.Tensor | None) -> torch.Tensor:
@@ -251,10 +270,20 @@ class FineTuningTrainer(Trainer):
         with self.ledger.bucket("evaluation"):
             return super().evaluate(*args, **kwargs)
 
+    # Not documented hooks, for want of one: no callback is called before a save or after a load.
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The stock checkpoint, charged to saving. Not a documented hook: no callback is called before a save."""
-        with self.ledger.bucket("save"):
+        """The stock checkpoint, charged to saving, and under names that it can be resumed from."""
+        with self.ledger.bucket("save"), _own_names(self.accelerator.unwrap_model(self.model)):
             super()._save_checkpoint(*args, **kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint without all weights is an error; the stock trainer logs a line and goes on with other ones."""
+        missing = sorted(set(load_result.missing_keys) - set(self.model.all_tied_weights_keys))
+        if missing:
+            raise UserError(
+                f"The checkpoint to go on from lacks {len(missing)} weights of the network, such as {missing[0]}. "
+                "Resume from one that this version of hftl wrote for the same network."
+            )
 
     def predict_logits(self, rows: datasets.Dataset) -> np.ndarray:
         """Logits float32 [N, C] in the order of `rows`, computed from long to short to save padding."""

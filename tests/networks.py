@@ -1,6 +1,5 @@
 """Tiny networks with a classification head, in memory, at random and without dropout: one of each kind of head."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,7 +102,9 @@ def build_network(name: str, *, problem_type: str = SINGLE, num_labels: int = 3,
     config.problem_type = problem_type
     torch.manual_seed(seed)
     network = getattr(transformers, network_class)(config)
-    with torch.no_grad():  # the usual standard deviation of 0.02 gives every input of so small a network the same logits
+    with (
+        torch.no_grad()
+    ):  # the usual standard deviation of 0.02 gives every input of so small a network the same logits
         for parameter in network.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0, 1.5 / (parameter.numel() / len(parameter)) ** 0.5)
@@ -133,7 +134,7 @@ def build_tokenizer(padding_side: str = "right") -> transformers.PreTrainedToken
     )
 
 
-def run_plainly(network: Any, batches: list[dict[str, torch.Tensor]], select: Callable = lambda out: out.logits) -> Any:
-    """What the network gives for each batch, in evaluation mode."""
+def run_plainly(network: Any, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """The logits of all batches, in evaluation mode."""
     with torch.inference_mode():
-        return torch.cat([select(network.eval()(**batch)) for batch in batches])
+        return torch.cat([network.eval()(**batch).logits for batch in batches])

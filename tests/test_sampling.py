@@ -1,4 +1,4 @@
-"""Is the order of rows made from (seed, epoch) alone, and does an optimizer step hold the same rows however divided?"""
+"""Is the order of rows made from (seed, epoch) alone, and does a step hold the same rows however it is divided?"""
 
 import datasets
 import numpy as np
@@ -149,9 +149,7 @@ def test_drop_last_leaves_an_incomplete_step_out_for_every_division():
 
 def test_processes_get_rows_of_equal_length():
     """The longest rows of a sorted step would otherwise always go to the first process, and the others would wait."""
-    batches = StepBatchSampler(
-        build_sampler(step_size=16, lengths=LENGTHS), 8, accumulation_steps=1, num_processes=2
-    )
+    batches = StepBatchSampler(build_sampler(step_size=16, lengths=LENGTHS), 8, accumulation_steps=1, num_processes=2)
     tokens = [
         sum(LENGTHS[row] for batch in BatchSamplerShard(batches, 2, process) for _, row in batch) for process in (0, 1)
     ]

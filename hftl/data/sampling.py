@@ -105,22 +105,23 @@ class StepBatchSampler(torch.utils.data.Sampler[list]):
 
     def __iter__(self) -> Iterator[list]:
         rows = list(self.sampler)
-        for start in range(0, len(rows), self.step_size):
+        for number, start in enumerate(range(0, len(rows), self.step_size)):
             step = rows[start : start + self.step_size]
             if len(step) == self.step_size or not self.drop_last:
-                yield from self._divide(step)
+                yield from self._divide(step, number)
 
     def _num_micro_steps(self, num_rows: int) -> int:
         return -(-num_rows // self.micro_step_size)
 
-    def _divide(self, step: list) -> Iterator[list]:
+    def _divide(self, step: list, number: int) -> Iterator[list]:
+        """Deal the rows, which may be sorted by length, out in turn: each process gets as much work as the others."""
         parts = self._num_micro_steps(len(step))
         needed = parts * self.num_processes
         rows = (step * needed)[: max(len(step), needed)]
         for part in range(parts):
             micro_step = rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
-            for process in range(self.num_processes):  # sorted rows: dealing them out gives each the same lengths
-                yield micro_step[process :: self.num_processes]
+            for process in range(self.num_processes):
+                yield micro_step[(process + number) % self.num_processes :: self.num_processes]
 
 
 class SeededRows(torch.utils.data.Dataset):

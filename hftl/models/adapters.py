@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -75,7 +76,28 @@ def build_adapter(network: nn.Module, args: Any, heads: list[str], task_type: st
     if args.adapter not in ADAPTERS:
         raise unknown_name("adapter", args.adapter, ADAPTERS)
     targets = _check_targets(network, args.target_modules) if args.target_modules else default_targets(network, heads)
-    return get_peft_model(network, ADAPTERS[args.adapter](args, targets, heads, task_type))
+    adapted = get_peft_model(network, ADAPTERS[args.adapter](args, targets, heads, task_type))
+    _train_in_float32(adapted)
+    return adapted
+
+
+def _train_in_float32(adapted: nn.Module) -> None:
+    """Over a bfloat16 body too: peft keeps its new matrices in float32, but not the copied head."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for head in module.modules_to_save.values():
+                head.register_forward_pre_hook(_cast_inputs)
+
+
+def _cast_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What the body gives to the head, in the head's own type."""
+    is_floating = [isinstance(value, torch.Tensor) and value.is_floating_point() for value in inputs]
+    return tuple(value.float() if cast else value for value, cast in zip(inputs, is_floating, strict=True))
 
 
 def _check_targets(network: nn.Module, targets: list[str]) -> list[str]:

@@ -19,16 +19,22 @@ logger = logging.getLogger(__name__)
 
 # Inverse L2 strengths tried, on standardised features: the span that matters from 100 to 100,000 rows.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Scale of an identity in front of a tanh: small enough that tanh(x) = x to 1e-4 for features up to 2.
+LINEAR_SCALE = 0.01
 UNSEEN_LOGIT = -10.0  # bias of a class without a training row: e^-10 of the others
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Weight [C, D] and bias [C] of a head on raw (not standardised) features, and the strength chosen."""
+    """Weight [C, D] and bias [C] of a head on raw (not standardised) features.
+
+    `strength` is the inverse L2 strength chosen, `validation_loss` what it was chosen by.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
     strength: float
+    validation_loss: float
 
 
 def find_head(network: nn.Module) -> str:
@@ -101,6 +107,24 @@ def set_head(network: nn.Module, head: LinearHead) -> None:
             raise AssertionError("a head without a bias was fitted with one")
 
 
+def find_pooling_layer(network: nn.Module) -> nn.Linear | None:
+    """The square layer before a tanh through which BERT- and RoBERTa-like heads read the first token."""
+    for name, module in network.named_modules():
+        is_square = isinstance(module, nn.Linear) and module.in_features == module.out_features
+        if is_square and name.endswith(("pooler.dense", "classifier.dense")):
+            return module
+    return None
+
+
+@torch.no_grad()
+def make_linear(layer: nn.Linear) -> None:
+    """Turn `tanh(layer(x))` into a multiple of x, so that a linear head reads the body's own features."""
+    nn.init.eye_(layer.weight)
+    layer.weight.mul_(LINEAR_SCALE)
+    if layer.bias is not None:
+        layer.bias.zero_()
+
+
 def has_bias(network: nn.Module) -> bool:
     """Whether the last linear layer has a bias to be fitted."""
     return network.get_submodule(find_head(network)).bias is not None
@@ -122,8 +146,13 @@ def fit_head(
         problem_type: as in the model configuration.
         num_labels: C.
         with_bias: fit an intercept.
+
+    Raises:
+        UserError: a feature is NaN or infinite.
     """
     features, labels = train
+    if not (np.isfinite(features).all() and np.isfinite(validation[0]).all()):
+        raise UserError("The frozen features are not finite: the checkpoint's weights may be damaged.")
     mean = features.mean(0, dtype=np.float64) if with_bias else np.zeros(features.shape[1])
     spread = features.std(0, dtype=np.float64)
     spread[spread < 1e-6] = 1.0
@@ -133,23 +162,24 @@ def fit_head(
     for strength in STRENGTHS:
         weight, bias = fit(scaled, labels, strength, num_labels, with_bias)
         value = loss(held_out @ weight.T + bias, validation[1])
-        if value < best_loss:
+        if best is None or value < best_loss:
             best, best_loss = (weight, bias, strength), value
-    if best is None:
-        raise UserError("The frozen features are not finite: the checkpoint's weights may be damaged.")
     weight, bias, strength = best
     weight = weight / spread
     bias = bias - weight @ mean
     logger.info("head fitted on %d rows: strength %g, validation loss %.4f", len(features), strength, best_loss)
-    return LinearHead(weight.astype(np.float32), bias.astype(np.float32), strength)
+    return LinearHead(weight.astype(np.float32), bias.astype(np.float32), strength, best_loss)
 
 
 def _fit_classes(x: np.ndarray, y: np.ndarray, strength: float, num_labels: int, with_bias: bool) -> tuple:
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=strength, fit_intercept=with_bias, max_iter=1000, tol=1e-3).fit(x, y)
     weight = np.zeros((num_labels, x.shape[1]))
     bias = np.full(num_labels, UNSEEN_LOGIT if with_bias else 0.0)
+    if (y == y[0]).all():  # nothing to tell apart, which scikit-learn refuses
+        bias[y[0]] = 0.0
+        return weight, bias
+    model = LogisticRegression(C=strength, fit_intercept=with_bias, max_iter=1000, tol=1e-3).fit(x, y)
     if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes: share it between both
         rows = np.concatenate([-model.coef_, model.coef_]) / 2
         intercepts = np.concatenate([-model.intercept_, model.intercept_]) / 2 if with_bias else np.zeros(2)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from hftl.assets import resolve_model
 from hftl.errors import UserError
+from hftl.tasks.base import explained_loading
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,23 @@ class LoadedModel:
     new_parameters: frozenset[str]
 
 
+def read_config(args: Any, task: Any) -> Any:
+    """The checkpoint's own configuration: a quick look at whether it is there and has a head for this task.
+
+    Raises:
+        UserError: it has none, or it cannot be loaded.
+    """
+    with explained_loading(args.model_name_or_path):
+        source = resolve_model(args.model_name_or_path)
+        config = AutoConfig.from_pretrained(source, revision=args.model_revision, trust_remote_code=False)
+    if type(config) not in getattr(transformers, task.auto_model)._model_mapping:
+        raise UserError(
+            f"{args.model_name_or_path} is a {config.model_type} network, which has no head for {task.name}. "
+            f"Name a checkpoint that {task.auto_model} knows."
+        )
+    return config
+
+
 def load_config(args: Any, task: Any, processor: Any, info: Any) -> Any:
     """The checkpoint's configuration with this task's labels.
 
@@ -35,14 +53,7 @@ def load_config(args: Any, task: Any, processor: Any, info: Any) -> Any:
         processor: tokenizer or image processor.
         info: the `LabelInfo`.
     """
-    source = resolve_model(args.model_name_or_path)
-    config = AutoConfig.from_pretrained(source, revision=args.model_revision, trust_remote_code=False)
-    auto_class = getattr(transformers, task.auto_model)
-    if type(config) not in auto_class._model_mapping:
-        raise UserError(
-            f"{args.model_name_or_path} is a {config.model_type} network, which has no head for {task.name}. "
-            f"Name a checkpoint that {task.auto_model} knows."
-        )
+    config = read_config(args, task)
     config.num_labels = info.num_labels
     config.id2label, config.label2id = info.id2label, info.label2id
     config.problem_type = info.problem_type
@@ -52,17 +63,17 @@ def load_config(args: Any, task: Any, processor: Any, info: Any) -> Any:
 
 def load_pretrained(args: Any, task: Any, config: Any) -> LoadedModel:
     """The checkpoint's weights under a head for this task; a head of another size is replaced."""
-    source = resolve_model(args.model_name_or_path)
-    network, report = getattr(transformers, task.auto_model).from_pretrained(
-        source,
-        config=config,
-        revision=args.model_revision,
-        dtype=getattr(torch, args.dtype),  # transformers' own default keeps bf16 checkpoints in bf16 while training
-        trust_remote_code=False,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    with explained_loading(args.model_name_or_path):
+        network, report = getattr(transformers, task.auto_model).from_pretrained(
+            resolve_model(args.model_name_or_path),
+            config=config,
+            revision=args.model_revision,
+            dtype=getattr(torch, args.dtype),  # transformers' own default keeps bf16 checkpoints in bf16 in training
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     mismatched = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
     new = frozenset(report["missing_keys"]) | mismatched
     _refuse_a_new_body(network, new, mismatched, args.model_name_or_path)
@@ -104,7 +115,8 @@ def _refuse_a_new_body(network: PreTrainedModel, new: frozenset[str], mismatched
     if reshaped:
         raise UserError(
             f"{name}: the checkpoint's {reshaped[0]} has another shape here, so it would start at random. "
-            "With --image_size, take a network that accepts any size, or leave the size as it is."
+            "With --image_size, take a network that accepts any size, or leave the size as it is; "
+            "without, its config.json belongs to other weights."
         )
     missing = [key for key in body if key in new]
     if len(missing) > len(body) // 2:

@@ -3,17 +3,38 @@
 A task does not know the mode, the output folder, `peft` or `Trainer`.
 """
 
+import errno
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from huggingface_hub import errors as hub
+from safetensors import SafetensorError
 
-from hftl.assets import cache_dir
+from hftl.assets import cache_dir, is_bundled
+from hftl.errors import UserError
+
+# What the Hub's client says -> what to do. Gated and missing revisions are special cases of a missing repository.
+HUB_FAILURES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+    ((hub.GatedRepoError,), "is gated. Ask for access on its page and log in with `hf auth login`."),
+    ((hub.RevisionNotFoundError,), "has no such revision. Correct --model_revision."),
+    (
+        (hub.RepositoryNotFoundError, hub.HFValidationError),
+        "is neither a folder here nor a public model of the Hub. Check the spelling; a private one also needs "
+        "`hf auth login`.",
+    ),
+    (
+        (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError),
+        "is not a folder, and as a Hub id it is not in the cache and cannot be downloaded: there is no network, or "
+        "HF_HUB_OFFLINE is set. Load it once with a network, or name a folder or bundled:minilm-l6.",
+    ),
+)
 
 
 class Task(ABC):
@@ -49,6 +70,44 @@ class Task(ABC):
 
     def adjust_config(self, config: Any, processor: Any) -> None:  # noqa: B027 - optional
         """Changes that the processor asks of the model configuration (padding token, image size)."""
+
+
+@contextmanager
+def explained_loading(name: str) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint's files are loaded into an error that says what to do.
+
+    Args:
+        name: Hub id, folder or bundled:NAME.
+    """
+    path = Path(name)
+    is_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file()
+    if is_local and not is_bundled(name) and not path.is_dir():
+        raise UserError(f"There is no checkpoint folder {name} (working folder: {Path.cwd()}).")
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise UserError(_explain_loading(name, error)) from error
+
+
+def _explain_loading(name: str, error: BaseException) -> str:
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    for kinds, advice in HUB_FAILURES:
+        if any(isinstance(link, kinds) for link in chain):
+            return f"The model {name!r} {advice}"
+    if "file named model.safetensors" in str(error):
+        return (
+            f"{name} has no model.safetensors. Weights in pickle files (pytorch_model.bin) can run code when they are "
+            "loaded, so hftl does not: convert them once, with `save_pretrained` of the loaded model."
+        )
+    if "trust_remote_code" in str(error):
+        return f"{name} needs code of its own, which hftl never runs. Name a checkpoint that transformers knows."
+    return f"Cannot load {name}: {error}"
 
 
 def map_cached(

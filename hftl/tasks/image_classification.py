@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
 from hftl.errors import UserError
-from hftl.tasks.base import Task, build_label_tensor, map_cached
+from hftl.tasks.base import Task, build_label_tensor, explained_loading, map_cached
 
 # Share of the image area that a random crop keeps, and the range of its aspect ratio. Light: like resizing to 160 and
 # cropping 128 (Kolesnikov et al. 2020, BiT-HyperRule). Strong: the usual recipe for training from random init.
@@ -31,9 +31,10 @@ class ImageClassification(Task):
     peft_task_type = None  # peft has no image task type: the head is named in modules_to_save instead
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
-        processor = AutoImageProcessor.from_pretrained(
-            resolve_model(source), revision=revision, trust_remote_code=False
-        )
+        with explained_loading(source):
+            processor = AutoImageProcessor.from_pretrained(
+                resolve_model(source), revision=revision, trust_remote_code=False
+            )
         if args.image_size:
             set_image_size(processor, args.image_size)
         return processor

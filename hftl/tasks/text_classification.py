@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from hftl.assets import resolve_model
 from hftl.errors import UserError
-from hftl.tasks.base import Task, build_label_tensor, map_cached
+from hftl.tasks.base import Task, build_label_tensor, explained_loading, map_cached
 
 MAX_LENGTH = 512  # tokens; what BERT-sized encoders were trained with
 INPUTS = ("input_ids", "token_type_ids")
@@ -24,7 +24,12 @@ class TextClassification(Task):
     peft_task_type = "SEQ_CLS"
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(source), revision=revision, trust_remote_code=False)
+        with explained_loading(source):
+            tokenizer = AutoTokenizer.from_pretrained(
+                resolve_model(source), revision=revision, trust_remote_code=False
+            )
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers 5.23 makes of missing files
+            raise UserError(f"{source} has no tokenizer files, so every text would read the same. Add them to it.")
         if tokenizer.pad_token is None:  # GPT-2, Llama: padding is masked, so any token will do
             tokenizer.pad_token = tokenizer.eos_token
         limit = min(tokenizer.model_max_length, MAX_LENGTH)
