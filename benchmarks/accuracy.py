@@ -28,11 +28,14 @@ OTHER_START = {
 }
 
 
-def list_cells(seeds: list[int], only: list[str]) -> list[tuple[str, str, str, int]]:
+def list_cells(seeds: list[int], only: list[str], modes: list[str]) -> list[tuple[str, str, str, int]]:
     """(data, mode, head start, seed): first every mode with its defaults, then the other start of the head."""
-    cells = [(data, mode, "auto", seed) for seed in seeds for data in only for mode in MODES]
+    cells = [(data, mode, "auto", seed) for seed in seeds for data in only for mode in modes]
     return cells + [
-        (data, mode, OTHER_START[data, mode], seed) for seed in seeds for data, mode in OTHER_START if data in only
+        (data, mode, OTHER_START[data, mode], seed)
+        for seed in seeds
+        for data, mode in OTHER_START
+        if data in only and mode in modes
     ]
 
 
@@ -65,11 +68,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, each with one thread")
     parser.add_argument("--only", nargs="+", choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "accuracy", help="where the runs are kept")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(lambda cell: run_cell(cell, options.folder), list_cells(options.seeds, options.only)))
+        rows = list(
+            pool.map(
+                lambda cell: run_cell(cell, options.folder), list_cells(options.seeds, options.only, options.modes)
+            )
+        )
     environment = rows[0]["environment"]
     content = {
         "date": date.today().isoformat(),

@@ -166,8 +166,8 @@ def test_two_processes_go_on_in_the_middle_of_an_epoch_where_one_stopped(tmp_pat
     run(parse_args(as_words(settings | {"per_device_train_batch_size": 8, "output_dir": one})))
     train_in_two(settings | {"output_dir": two, "resume_from_checkpoint": one / "checkpoint-9"})
     assert_same_weights(one, two)
-    before, after = load_file(one / "checkpoint-9" / "model.safetensors"), read_weights(one)
-    assert max(float((after[key] - before[key]).abs().max()) for key in after) > 1e-3
+    before, after = read_weights(one / "checkpoint-9"), read_weights(one)
+    assert (after["classifier.weight"] - before["classifier.weight"]).abs().max() > 1e-3
 
 
 @pytest.mark.slow

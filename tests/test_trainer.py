@@ -1,6 +1,7 @@
 """Is an optimizer step the same however it is divided, a restart exact, and every second, token and FLOP counted?"""
 
 import copy
+import gc
 from types import SimpleNamespace
 
 import datasets
@@ -26,6 +27,14 @@ from hftl.trainer import FineTuningTrainer, StopWhenNotFinite, SummedLoss
 from tests.networks import IMAGE_SIZE, MULTI, REGRESSION, SINGLE, TEXT_NETWORKS, build_network, build_tokenizer
 
 NUM_LABELS = {SINGLE: 3, MULTI: 3, REGRESSION: 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_imports():
+    """Every run collects garbage, which takes a third of a second over all that is imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def build_rows(name, problem_type=SINGLE, num_rows=21, seed=0):
@@ -362,11 +371,11 @@ def test_a_run_that_goes_on_from_a_checkpoint_equals_one_without_a_break(
     assert largest_difference(read_weights(resumed.model), read_weights(whole.model)) == 0.0
 
 
-@pytest.mark.parametrize(("name", "is_peft"), [("vit", False), ("bert", False), ("bert", True)])
+@pytest.mark.parametrize(("name", "is_peft"), [("swin", False), ("bert", False), ("bert", True)])
 def test_the_best_model_is_the_one_that_was_evaluated(name, is_peft, tmp_path):
-    """Weights of a ViT are saved under other names than it has in memory (transformers#48805)."""
+    """Weights of a Swin are saved under other names than it has in memory (transformers#48805)."""
     settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    settings |= {"load_best_model_at_end": True, "max_steps": 3, "learning_rate": 1.0}  # so high that it gets worse
+    settings |= {"load_best_model_at_end": True, "max_steps": 2, "learning_rate": 1.0}  # so high that it gets worse
     network = build_lora(build_network(name)) if is_peft else build_network(name)
     trainer = build_trainer(tmp_path, name, network, build_rows(name), **settings)
     trainer.train()
