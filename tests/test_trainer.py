@@ -319,6 +319,13 @@ def test_logits_come_in_the_order_of_the_rows_as_if_computed_one_by_one(name, si
     assert np.abs(found[1:] - found[:-1]).max(1).min() > 1e-4  # or the order would not show
 
 
+def test_hidden_states_that_a_network_also_returns_are_not_collected(tmp_path):
+    rows = build_rows("bert")
+    plain, wordy = (build_network("bert", output_hidden_states=wanted) for wanted in (False, True))
+    found = [build_trainer(tmp_path, "bert", network, rows).predict_logits(rows) for network in (plain, wordy)]
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("strategy", ["group_by_length", "random", "sequential"])
 def test_the_training_order_does_not_reach_predictions(strategy, tmp_path):
     """The stock trainer permutes them when it groups by length (transformers#33514)."""
