@@ -19,8 +19,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hftl.errors import UserError, unknown_name
 from hftl.records import write_atomically
+from hftl.yaml_file import as_words, read_yaml
 
-MAX_YAML_BYTES = 1_000_000
 # Where a run is written, restarted, computed and watched is not part of what it is; a token is never written anywhere.
 NOT_RECORDED = {"output_dir", "resume_from_checkpoint", "hub_token", "use_cpu", "disable_tqdm"}
 
@@ -261,44 +261,6 @@ def _refuse_unknown(unknown: list[str], flags: dict[str, str]) -> None:
         raise UserError(f"Unexpected words on the command line: {' '.join(unknown)}. A list follows its flag.")
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe loading where a value is the text as written, like a word of the command line, or null.
-
-    YAML 1.1 would read the column `on` as true, the revision 0123456 as an octal number, and 2e-5 as a text.
-    A key given twice is refused instead of keeping the last.
-    """
-
-    yaml_implicit_resolvers = {
-        first: [resolver for resolver in resolvers if resolver[0].endswith(":null")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise UserError(
-                    f"The key {key.value!r} is given twice, the second time in line {key.start_mark.line + 1}."
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A flat YAML mapping, safely loaded: key -> text, None, a list or, for `*_kwargs`, a dictionary of texts."""
-    if not path.is_file():
-        raise UserError(f"There is no configuration file {str(path)!r}.")
-    if path.stat().st_size > MAX_YAML_BYTES:
-        raise UserError(f"{path} is larger than {MAX_YAML_BYTES:,} bytes: not a configuration.")
-    try:
-        content = yaml.load(path.read_text("utf-8"), Loader=_StrictLoader) or {}  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold `key: value` lines, found a {type(content).__name__}.")
-    return content
-
-
 def _yaml_words(path: Path, known: set[str], typed: set[str | None]) -> list[str]:
     words = []
     replaced = DURATION if typed & DURATION else set()
@@ -306,26 +268,8 @@ def _yaml_words(path: Path, known: set[str], typed: set[str | None]) -> list[str
         if key not in known:
             raise unknown_name(f"key in {path}:", str(key), known)
         if value is not None and key not in replaced:
-            words += [f"--{key}", *_as_words(value)]
+            words += [f"--{key}", *as_words(value)]
     return words
-
-
-def _as_words(value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return [json.dumps(_typed(value)) if isinstance(value, dict) else str(value)]
-
-
-def _typed(value: Any) -> Any:
-    """Texts inside a dictionary as what they are in JSON: no parser types them later."""
-    if isinstance(value, dict):
-        return {key: _typed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_typed(item) for item in value]
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
-        return value
 
 
 def write_config(arguments: Arguments, folder: Path) -> dict[str, Any]:

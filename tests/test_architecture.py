@@ -19,7 +19,12 @@ MAY_IMPORT = {
     "errors": set(),
     "records": {"errors"},
     "assets": {"errors"},
-    "config": {"errors", "records"},  # the resolved configuration is a file of the run folder, replaced whole as well
+    "yaml_file": {"errors"},
+    "config": {
+        "errors",
+        "records",
+        "yaml_file",
+    },  # the resolved configuration is a file of the run folder, replaced whole as well
     **dict.fromkeys(SERVICES, BASE),
     "tasks": BASE | {"tasks.base", "data", "metrics"},
     "models": BASE | {"tasks.base"},

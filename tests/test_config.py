@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hftl.config import parse_args, read_yaml, write_config
+from hftl.config import parse_args, write_config
 from hftl.errors import UserError
+from hftl.yaml_file import read_yaml
 
 CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").rglob("*.yaml"))
 

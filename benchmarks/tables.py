@@ -1,0 +1,129 @@
+"""The tables of README.md and docs/head-init.md, from benchmarks/results/*.json.
+
+python benchmarks/tables.py            # rewrite the marked parts of both files
+python benchmarks/tables.py --check    # fail if they differ from the results
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+TITLES = {
+    "wordnet": "WordNet definitions, 45 classes, 1,000 labels, MiniLM-L6",
+    "fashion-mnist": "Fashion-MNIST, 10 classes, 100 labels of each, EfficientNet-Lite0 at 96 px",
+}
+MODES = ("full", "peft", "scratch", "probe")
+
+
+def read(name: str) -> dict:
+    """One results file."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def describe(values: list[float]) -> str:
+    """Mean and range."""
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def accuracy_table() -> str:
+    """Test accuracy of every mode with its defaults."""
+    content = read("accuracy")
+    lines = ["| data and checkpoint | full | LoRA | scratch | probe |", "|---|---|---|---|---|"]
+    for data, title in TITLES.items():
+        cells = [_values(content, data, mode, "auto") for mode in MODES]
+        lines.append(f"| {title} | " + " | ".join(map(describe, cells)) + " |")
+    machine = content["environment"]
+    return "\n".join(lines) + (
+        f"\n\nTest accuracy with the defaults, mean of seeds 0, 1, 2 and their range; the seed also draws the "
+        f"training rows. {content['date']}, {machine['cpu']}, two cores, torch {machine['packages']['torch']}; "
+        "`python benchmarks/accuracy.py`."
+    )
+
+
+def throughput_table() -> str:
+    """Training examples a second beside a stock Trainer."""
+    lines = [
+        "| full fine-tuning, batch 32 | stock Trainer | hftl | ratio | accuracy, stock and hftl |",
+        "|---|---|---|---|---|",
+    ]
+    titles = {"text": "MiniLM, WordNet definitions, dynamic padding", "image": "EfficientNet-Lite0, 224 px"}
+    for kind, title in titles.items():
+        content = read(f"throughput-{kind}")
+        rates = {
+            side: statistics.median(pair[side]["examples_per_second"] for pair in content["pairs"])
+            for side in ("stock", "ours")
+        }
+        accuracy = content["mean_accuracy"]
+        lines.append(
+            f"| {title} | {rates['stock']:.1f} /s | {rates['ours']:.1f} /s | {content['median_ratio']:.2f}x | "
+            f"{accuracy['stock']:.3f}, {accuracy['ours']:.3f} |"
+        )
+    return "\n".join(lines) + (
+        f"\n\nMedians of three pairs, run in turn in one call on the same machine, {content['date']}; "
+        "`python benchmarks/throughput.py text` and `image`."
+    )
+
+
+def head_table() -> str:
+    """Accuracy by where the head starts."""
+    content = read("accuracy")
+    lines = ["| data | mode | random | probe | default |", "|---|---|---|---|---|"]
+    for data in TITLES:
+        for mode in ("full", "peft"):
+            by_start = {
+                row["head"]: [
+                    r["accuracy"] for r in content["rows"] if _is(r, data, mode) and r["head"] == row["head"]
+                ]
+                for row in content["rows"]
+                if _is(row, data, mode)
+            }
+            default = next(
+                row["head"] for row in content["rows"] if _is(row, data, mode) and row["head_init"] == "auto"
+            )
+            cells = [describe(by_start[start]) if start in by_start else "not run" for start in ("random", "probe")]
+            lines.append(f"| {data} | {mode} | {cells[0]} | {cells[1]} | {default} |")
+    return "\n".join(lines)
+
+
+def _is(row: dict, data: str, mode: str) -> bool:
+    return (row["data"], row["mode"]) == (data, mode)
+
+
+def _values(content: dict, data: str, mode: str, start: str) -> list[float]:
+    return [row["accuracy"] for row in content["rows"] if _is(row, data, mode) and row["head_init"] == start]
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "accuracy": ("README.md", accuracy_table),
+    "throughput": ("README.md", throughput_table),
+    "head": ("docs/head-init.md", head_table),
+}
+
+
+def main() -> int:
+    """Rewrite or check the parts between `<!-- table: NAME -->` and `<!-- end -->`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    is_check = parser.parse_args().check
+    stale = []
+    for name, (file, build) in TABLES.items():
+        path, start = ROOT / file, f"<!-- table: {name} -->\n"
+        before, rest = path.read_text().split(start)
+        new = before + start + build() + "\n<!-- end -->" + rest.split("<!-- end -->", 1)[1]
+        if new != path.read_text():
+            stale.append(file)
+            if not is_check:
+                path.write_text(new)
+    if is_check and stale:
+        print(f"Not what the results say: {', '.join(stale)}. Run: python benchmarks/tables.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
