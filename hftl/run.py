@@ -21,7 +21,14 @@ from hftl.models.head import head_modules
 from hftl.models.load import load_config, read_config
 from hftl.models.modes import Mode, count_parameters, describe_schedule, find_mode
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
-from hftl.run_folder import explained_resources, open_run_folder, recorded, save_artifacts
+from hftl.run_folder import (
+    check_run_folder,
+    explained_resources,
+    find_checkpoint,
+    open_run_folder,
+    recorded,
+    save_artifacts,
+)
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
 from hftl.trainer import FineTuningTrainer
@@ -71,7 +78,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
     with recorded(record, folder, ledger, trainer), PeakMemory() as memory:
         if mode.is_trained:
             with ledger.bucket("train"):
-                trainer.train(resume_from_checkpoint=args.training.resume_from_checkpoint)
+                trainer.train(resume_from_checkpoint=find_checkpoint(args.training))
         for split in [name for name in ("validation", "test") if name in rows]:
             logits = trainer.predict_logits(rows[split])
             record.metrics[split] = score(logits, rows[split], examples)
@@ -98,6 +105,8 @@ def check_arguments(args: Arguments) -> None:
             "--auto_find_batch_size restarts with already trained weights (transformers 5.23). "
             "Choose --per_device_train_batch_size and --gradient_accumulation_steps."
         )
+    if "output_dir" in args.given:
+        check_run_folder(args.training)
     metric = args.training.metric_for_best_model
     if metric and args.training.greater_is_better is None and metric.removeprefix("eval_") != "loss":
         args.training.greater_is_better = greater_is_better(metric.removeprefix("eval_"))

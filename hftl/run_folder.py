@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from transformers.trainer_utils import get_last_checkpoint
 
 from hftl.config import Arguments
 from hftl.cost.ledger import Ledger
@@ -24,12 +25,10 @@ BYTES_PER_TRAINED_PARAMETER = 12  # a checkpoint: fp32 weight and two AdamW mome
 
 
 def open_run_folder(args: Arguments, network: torch.nn.Module) -> Path:
-    """Create the run's folder, after every check that can fail.
-
-    Without `--output_dir` a new folder under `runs/` is named after the data, the mode and the seed.
+    """Create the run's folder; without `--output_dir` a new one under `runs/`, named after data, mode and seed.
 
     Raises:
-        UserError: the folder holds another run, or the disk has no room for the checkpoints asked for.
+        UserError: the disk has no room for the checkpoints asked for.
     """
     training = args.training
     choice = [_choose_folder(args) if training.process_index == 0 else None]
@@ -38,7 +37,6 @@ def open_run_folder(args: Arguments, network: torch.nn.Module) -> Path:
     folder = Path(choice[0])
     training.output_dir = str(folder)
     if training.process_index == 0:
-        _refuse_foreign_content(folder, training.resume_from_checkpoint)
         _check_disk(folder, training, network)
         folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -56,16 +54,33 @@ def _choose_folder(args: Arguments) -> str:
     return str(folder)
 
 
-def _refuse_foreign_content(folder: Path, resume: str | None) -> None:
+def check_run_folder(training: Any) -> None:
+    """Look before anything is computed: is `--output_dir` free, or is there what `--resume_from_checkpoint` names?
+
+    Raises:
+        UserError: the folder is a file or holds files already, or there is no checkpoint.
+    """
+    folder = Path(training.output_dir)
     if folder.is_file():
         raise UserError(f"--output_dir {folder} is a file.")
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
+    is_resumed = find_checkpoint(training) is not None
+    if folder.is_dir() and any(folder.iterdir()) and not is_resumed:
         raise UserError(
             f"{folder} already holds files. Give a new --output_dir, or --resume_from_checkpoint true to go on "
             "from the newest checkpoint in it."
         )
-    if resume and not any(folder.glob("checkpoint-*")) and not Path(resume).is_dir():
-        raise UserError(f"There is no checkpoint in {folder} to resume from.")
+
+
+def find_checkpoint(training: Any) -> str | None:
+    """The checkpoint folder that `--resume_from_checkpoint` means; `true` is the newest of the run's own."""
+    named, folder = training.resume_from_checkpoint, Path(training.output_dir)
+    if named is None or named.lower() == "false":
+        return None
+    newest = get_last_checkpoint(folder) if folder.is_dir() else None
+    checkpoint = newest if named.lower() == "true" else named
+    if checkpoint is None or not Path(checkpoint).is_dir():
+        raise UserError(f"There is no checkpoint in {folder} to resume from (--resume_from_checkpoint {named}).")
+    return checkpoint
 
 
 def _check_disk(folder: Path, training: Any, network: torch.nn.Module) -> None:

@@ -97,6 +97,17 @@ def test_a_network_without_anything_to_adapt_is_refused():
         find_targets(network)
 
 
+def test_grouped_convolutions_are_left_out_and_linear_layers_beside_convolutions_taken_in():
+    network = build_network("vit")
+    network.vit = nn.Sequential(
+        nn.Conv2d(3, 16, 3),  # reads pixels
+        nn.Conv2d(16, 16, 3, groups=2),
+        nn.Conv2d(16, 16, 3),
+        nn.Linear(16, 16),
+    )
+    assert find_targets(network) == ["vit.2", "vit.3"]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_convolutional_means_that_convolutions_hold_most_weights(name):
     assert is_convolutional(build_network(name)) == (name in {"resnet", "resnet-bottleneck", "efficientnet"})

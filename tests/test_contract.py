@@ -2,8 +2,10 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -138,8 +140,6 @@ def read_inputs(record: RunRecord, folder: Path) -> list[dict[str, torch.Tensor]
             paths = [json.loads(line)["image"] for line in Path(record.config["test_file"]).read_text().splitlines()]
         return [processor(Image.open(path).convert("RGB"), return_tensors="pt") for path in paths]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    import datasets
-
     kind = "csv" if record.config["test_file"].endswith("csv") else "json"
     rows = datasets.load_dataset(kind, data_files=record.config["test_file"], split="train")
     columns = record.config.get("text_columns", ["text"])
@@ -209,8 +209,6 @@ def test_scratch_shares_no_weight_with_the_checkpoint(case, runs):
 
 def test_scratch_reads_no_weight_file(runs, checkpoints, tmp_path):
     """The configuration alone is enough: the weights are not even there."""
-    import shutil
-
     bare = tmp_path / "bare"
     shutil.copytree(checkpoints["bert"], bare, ignore=shutil.ignore_patterns("*.safetensors"))
     record, _, _ = runs("text", "scratch", "--model_name_or_path", str(bare))
@@ -257,3 +255,16 @@ def test_probe_learns_what_is_there_to_learn(runs):
     """Colour is linearly readable from a random convolutional body; chance is a third."""
     record, *_ = runs("image-convnet", "probe")
     assert record.metrics["test"]["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("case, mode", [("text", "full"), ("text", "peft"), ("image-convnet", "scratch")])
+def test_resumed_run_equals_the_uninterrupted_one(case, mode, runs, base_folder):
+    """`--resume_from_checkpoint true` goes on from the newest checkpoint of the folder, bit for bit."""
+    flags = ("--save_strategy", "steps", "--save_steps", "2", "--max_steps", "5")
+    _, folder, _ = runs(case, mode, *flags)
+    cut = base_folder / f"cut-{case}-{mode}"
+    (cut / "checkpoint-2").mkdir(parents=True)
+    shutil.copytree(folder / "checkpoint-2", cut / "checkpoint-2", dirs_exist_ok=True)
+    runs(case, mode, *flags, "--output_dir", str(cut), "--resume_from_checkpoint", "true")
+    expected = read_predictions(folder)["probabilities"]
+    np.testing.assert_array_equal(expected, read_predictions(cut)["probabilities"])

@@ -14,13 +14,16 @@ from hftl.config import parse_args
 from hftl.errors import UserError
 from hftl.head_start import initialize_head, load_features
 from hftl.models.head import (
+    LINEAR_SCALE,
     STRENGTHS,
     LinearHead,
     compute_features,
     find_head,
+    find_pooling_layer,
     fit_head,
     has_bias,
     head_modules,
+    make_linear,
     set_head,
 )
 from hftl.tasks.image_classification import ImageCollator
@@ -99,6 +102,13 @@ def test_modules_of_the_body_that_are_not_in_the_checkpoint_belong_to_the_head()
     assert head_modules(network, new) == ["classifier", "bert.pooler.dense"]
 
 
+def test_a_linear_layer_of_the_body_is_not_taken_for_the_head():
+    network = build_network("vit", num_labels=16)  # as many as the layers of the body have outputs
+    network.classifier = nn.Identity()
+    with pytest.raises(UserError, match="no linear last layer"):
+        find_head(network)
+
+
 @pytest.mark.parametrize(
     ("name", "side"),
     [*[(name, "right") for name in NETWORKS], ("llama", "left"), ("gpt2", "left"), ("bert", "left")],
@@ -109,7 +119,7 @@ def test_logits_are_the_head_applied_to_the_features(name, side):
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(3, features.shape[1])).astype(np.float32)
     bias = rng.normal(size=3).astype(np.float32) if has_bias(network) else np.zeros(3, np.float32)
-    set_head(network, LinearHead(weight, bias, 1.0))
+    set_head(network, LinearHead(weight, bias, strength=1.0, validation_loss=0.0))
     logits = run_plainly(network, batches).numpy()
     assert features.dtype == np.float32 and features.shape[0] == 24
     np.testing.assert_allclose(logits, features @ weight.T + bias, atol=2e-5)
@@ -147,7 +157,7 @@ def test_labels_are_not_given_to_the_network():
 def test_a_bias_is_never_dropped_in_silence():
     network = build_network("llama")
     with pytest.raises(AssertionError, match="without a bias was fitted with one"):
-        set_head(network, LinearHead(np.zeros((3, 16), np.float32), np.ones(3, np.float32), 1.0))
+        set_head(network, LinearHead(np.zeros((3, 16), np.float32), np.ones(3, np.float32), 1.0, 0.0))
 
 
 # --- fit_head against known answers ------------------------------------------------------------------------------
@@ -188,6 +198,7 @@ def test_classes_equal_scikit_learn_on_standardised_features(num_labels):
         model = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(scaled[0], train[1])
         losses[strength] = -model.predict_log_proba(scaled[1])[np.arange(50), validation[1]].mean()
     assert head.strength == min(losses, key=losses.get)
+    assert head.validation_loss == pytest.approx(min(losses.values()), abs=1e-5)
     model = LogisticRegression(C=head.strength, max_iter=1000, tol=1e-3).fit(scaled[0], train[1])
     assert head.weight.shape == (num_labels, 6) and head.bias.shape == (num_labels,)
     found = log_softmax(apply(head, validation[0]))
@@ -343,6 +354,55 @@ def test_a_network_without_a_linear_head_is_refused_or_starts_at_random_with_a_w
         made = initialize_head(network, args, "auto-probe", rows, build_collator("vit"))
     assert made == {"init": "random"}
     assert "The head starts at random: ViTForImageClassification has no linear last layer" in caplog.text
+
+
+POOLING = {"bert": "bert.pooler.dense", "roberta": "classifier.dense", "deberta": "pooler.dense"}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_pooling_layer_is_found_where_there_is_one(name):
+    network = build_network(name)
+    expected = network.get_submodule(POOLING[name]) if name in POOLING else None
+    assert find_pooling_layer(network) is expected
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_linear_pooling_layer_hands_on_what_it_reads(name):
+    network, seen = build_network(name), []
+    layer = find_pooling_layer(network)
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].numpy()))
+    make_linear(layer)
+    features = compute_features(network, build_batches(name), CPU)
+    np.testing.assert_allclose(features, LINEAR_SCALE * np.concatenate(seen), atol=2e-5)
+
+
+@pytest.mark.parametrize("is_useless", [True, False])
+@pytest.mark.parametrize("is_final", [True, False])
+def test_a_pooling_layer_is_passed_by_when_that_validates_better_and_nothing_is_trained(is_useless, is_final, args):
+    """The label is the sign of a direction of the body's own features, or of the pooled ones."""
+    network, collator = build_network("bert"), build_collator("bert")
+    if is_useless:
+        nn.init.zeros_(network.bert.pooler.dense.weight)
+        twin = build_network("bert")
+        make_linear(find_pooling_layer(twin))
+    else:
+        nn.init.normal_(network.bert.pooler.dense.weight, std=2.0)  # far from linear
+        twin = network
+    rows = {split: build_rows("bert", 200, seed=seed) for split, seed in (("train", 0), ("validation", 1))}
+    direction = np.random.default_rng(5).normal(size=16)
+    scores = {split: compute_features(twin, [collator(list(rows[split]))], CPU) @ direction for split in rows}
+    edges = np.quantile(scores["train"], [1 / 3, 2 / 3])
+    for split in rows:
+        labels = np.digitize(scores[split], edges).tolist()
+        rows[split] = rows[split].remove_columns("labels").add_column("labels", labels)
+    before = network.bert.pooler.dense.weight.detach().clone()
+    made = initialize_head(network, args, "probe", rows, collator, is_final=is_final)
+    is_passed_by = is_useless and is_final
+    assert made.get("pooling") == ("linear" if is_passed_by else None)
+    assert torch.equal(network.bert.pooler.dense.weight, before) != is_passed_by
+    logits = run_plainly(network, [collator(list(rows["validation"].remove_columns("labels")))]).numpy()
+    accuracy = (logits.argmax(1) == np.array(rows["validation"]["labels"])).mean()
+    assert accuracy > 0.7 or (is_useless and not is_final)
 
 
 @pytest.mark.parametrize("name", ["bert", "vit"])

@@ -340,6 +340,21 @@ def test_the_training_order_does_not_reach_predictions(strategy, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["bert", "resnet"])
+def test_every_epoch_has_an_order_and_augmentation_of_its_own(name, tmp_path):
+    plain, seen = build_collator(name), []
+
+    def record(chosen):
+        seen.extend((row["row_id"], row["augmentation_seed"]) for row in chosen)
+        return plain(chosen)
+
+    rows = build_rows(name, num_rows=16)
+    build_trainer(tmp_path, name, build_network(name), rows, collator=record, seed=7, max_steps=4).train()
+    for epoch, start in enumerate((0, 16)):
+        assert sorted(seen[start : start + 16]) == [(row, (7, epoch, row)) for row in range(16)]
+    assert [row for row, _ in seen[:16]] != [row for row, _ in seen[16:]]
+
+
 # --- (f) resume --------------------------------------------------------------------------------------------------
 
 
