@@ -98,6 +98,18 @@ def check_arguments(args: Arguments) -> None:
         raise UserError("--config_overrides changes the network, so it works with --mode scratch only.")
     if args.model.head_init == "random" and args.model.mode == "probe":
         raise UserError("--mode probe is a head fitted on features; --head_init random does not apply to it.")
+    if args.model.dtype != "float32" and args.model.mode in ("full", "scratch"):
+        raise UserError(
+            f"--dtype {args.model.dtype} is for weights that stay frozen (peft, probe). "
+            "For mixed precision with float32 weights give --bf16."
+        )
+    if args.training.train_sampling_strategy == "batch_rebalance":
+        raise UserError("--train_sampling_strategy batch_rebalance is not available; group_by_length is.")
+    if args.training.n_gpu > 1:
+        raise UserError(
+            f"{args.training.n_gpu} GPUs are visible to one process. Start one process each, with `accelerate launch` "
+            "or --accelerate_config accelerate_configs/multi_gpu.yaml, or show one with CUDA_VISIBLE_DEVICES=0."
+        )
     if args.training.push_to_hub:
         raise UserError("--push_to_hub is not available yet. The run folder loads with plain transformers and peft.")
     if args.training.auto_find_batch_size:

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -15,9 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file as load_tensors
 
 from hftl.config import parse_args
+from hftl.errors import UserError
 from hftl.metrics import compute_probabilities
+from hftl.models.load import build_random
 from hftl.records import RunRecord, read_predictions
 from hftl.run import run
+from hftl.tasks import build_task
 from tests import tiny
 
 MODES = ("full", "peft", "scratch", "probe")
@@ -268,3 +272,26 @@ def test_resumed_run_equals_the_uninterrupted_one(case, mode, runs, base_folder)
     runs(case, mode, *flags, "--output_dir", str(cut), "--resume_from_checkpoint", "true")
     expected = read_predictions(folder)["probabilities"]
     np.testing.assert_array_equal(expected, read_predictions(cut)["probabilities"])
+
+
+def test_random_network_has_no_random_norm_scales():
+    """transformers 5.23 draws EfficientNet's from N(0, 0.02): the signal is gone after a few layers."""
+    config = transformers.EfficientNetConfig(image_size=64, width_coefficient=0.25, depth_coefficient=0.25)
+    network = build_random(SimpleNamespace(config_overrides=None), build_task("image-classification"), config).network
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms and all((module.weight == 1).all() for module in norms)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dtype", "bfloat16"], "--dtype bfloat16 is for weights that stay frozen"),
+        (["--train_sampling_strategy", "batch_rebalance"], "batch_rebalance is not available"),
+        (["--auto_find_batch_size"], "restarts with already trained weights"),
+        (["--push_to_hub"], "not available yet"),
+    ],
+)
+def test_settings_that_would_be_ignored_or_wrong_are_refused(flags, message, files, checkpoints):
+    words = [*files["text"], "--model_name_or_path", str(checkpoints["bert"]), *flags]
+    with pytest.raises(UserError, match=message):
+        run(parse_args(words, mode="full"))

@@ -355,6 +355,18 @@ def test_every_epoch_has_an_order_and_augmentation_of_its_own(name, tmp_path):
     assert [row for row, _ in seen[:16]] != [row for row, _ in seen[16:]]
 
 
+def test_sequential_sampling_keeps_the_order_of_the_data(tmp_path):
+    plain, seen = build_collator("bert"), []
+
+    def record(chosen):
+        seen.extend(row["row_id"] for row in chosen)
+        return plain(chosen)
+
+    settings = {"train_sampling_strategy": "sequential", "max_steps": 3}
+    build_trainer(tmp_path, "bert", build_network("bert"), build_rows("bert"), collator=record, **settings).train()
+    assert seen == list(range(21))
+
+
 # --- (f) resume --------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from hftl.assets import resolve_model
@@ -84,7 +85,20 @@ def build_random(args: Any, task: Any, config: Any) -> LoadedModel:
     """The same network at random: nothing of the checkpoint but its configuration, changed by `config_overrides`."""
     apply_overrides(config, args.config_overrides)
     network = getattr(transformers, task.auto_model).from_config(config, dtype=torch.float32, trust_remote_code=False)
+    reset_random_norms(network)
     return LoadedModel(network, frozenset(dict(network.named_parameters())))
+
+
+def reset_random_norms(network: nn.Module) -> None:
+    """Set normalization layers whose scale was drawn at random to the identity.
+
+    transformers 5.23 draws the BatchNorm scales of EfficientNet from N(0, 0.02): each layer divides its signal by
+    about fifty, and after 49 of them nothing of the image is left. Such a network stays at chance.
+    """
+    for module in network.modules():
+        is_norm = isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm))
+        if is_norm and module.weight is not None and module.weight.unique().numel() > 1:
+            module.reset_parameters()
 
 
 def apply_overrides(config: Any, overrides: str | None) -> None:
