@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from hftl.assets import cache_dir
 from hftl.config import Arguments
+from hftl.cost.flops import count_flops
 from hftl.data.sampling import sort_by_length
 from hftl.errors import UserError
 from hftl.models.head import (
@@ -67,13 +68,17 @@ def initialize_head(
         return {"init": "random"}
     network.to(args.training.device)
     head, pooling = _fit(network, args, rows, collator), find_pooling_layer(network) if is_final else None
-    record = {"init": "probe", "strength": head.strength}
+    record = {
+        "init": "probe",
+        "strength": head.strength,
+        "flops": count_feature_flops(network, rows["train"], args, collator),
+    }
     if pooling is not None:
         original = {name: tensor.clone() for name, tensor in pooling.state_dict().items()}
         make_linear(pooling)
         linear = _fit(network, args, rows, collator)
         if linear.validation_loss < head.validation_loss:
-            head, record = linear, {"init": "probe", "strength": linear.strength, "pooling": "linear"}
+            head, record = linear, record | {"strength": linear.strength, "pooling": "linear"}
         else:
             pooling.load_state_dict(original)
     set_head(network, head)
@@ -111,6 +116,15 @@ def load_features(
         np.save(temporary, features, allow_pickle=False)
         temporary.replace(path)
     return features
+
+
+def count_feature_flops(network: torch.nn.Module, rows: datasets.Dataset, args: Arguments, collator: Callable) -> int:
+    """FLOPs of one pass of the rows through the body, whether it was made now or its result was in the cache."""
+    batch = collator(rows.__getitems__(list(range(min(len(rows), args.training.per_device_eval_batch_size)))))
+    flops = count_flops(lambda: compute_features(network, [batch], args.training.device))
+    is_text = "length" in rows.column_names
+    units = batch["attention_mask"].numel() if is_text else len(batch["labels"])
+    return round(flops / units * (sum(rows["length"]) if is_text else len(rows)))
 
 
 def _batches(

@@ -74,6 +74,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type)
         folder = open_run_folder(args, network)
         trainer = build_trainer(args, network, heads, examples, rows, collator, processor, ledger)
+        trainer.meter.head_flops = head.get("flops", 0)
         record = start_record(args, examples, network, head, write_config(args, folder))
     with recorded(record, folder, ledger, trainer), PeakMemory() as memory:
         if mode.is_trained:

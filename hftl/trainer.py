@@ -136,6 +136,7 @@ class Meter:
         self.num_tokens_padded = 0
         self.num_tokens: torch.Tensor | int = 0
         self.flops_per_unit = math.nan
+        self.head_flops = 0  # of fitting the head on frozen features, before training
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count one micro-batch."""
@@ -152,12 +153,12 @@ class Meter:
         """The `cost` fields of a run record, over all processes (each sees an equal share)."""
         units = self.num_tokens_padded or self.num_examples
         real = int(self.num_tokens)
-        flops = self.flops_per_unit * units * num_processes
+        flops = self.flops_per_unit * units * num_processes if units else 0
         return {
             "num_examples_seen": self.num_examples * num_processes,
             "num_tokens_seen": real * num_processes if self.num_tokens_padded else None,
             "padding_fraction": 1 - real / self.num_tokens_padded if self.num_tokens_padded else None,
-            "train_flops": int(flops) if math.isfinite(flops) else None,
+            "train_flops": int(flops) + self.head_flops if math.isfinite(flops) else None,
         }
 
 

@@ -295,3 +295,15 @@ def test_settings_that_would_be_ignored_or_wrong_are_refused(flags, message, fil
     words = [*files["text"], "--model_name_or_path", str(checkpoints["bert"]), *flags]
     with pytest.raises(UserError, match=message):
         run(parse_args(words, mode="full"))
+
+
+@pytest.mark.parametrize("case", ["text", "image-vit"])
+def test_a_probe_costs_one_forward_pass_and_full_training_three(case, runs):
+    """2 FLOPs a parameter and token against 6: one pass over the rows, against forward, and backward twice."""
+    probe, *_ = runs(case, "probe")
+    full, *_ = runs(case, "full", "--head_init", "random", "--train_sampling_strategy", "random")
+    rows = probe.data["num_train_examples"]
+    ratio = (full.cost["train_flops"] / full.cost["num_examples_seen"]) / (probe.cost["train_flops"] / rows)
+    if case == "text":  # the one batch of full training is padded, the probe's tokens are counted without
+        ratio *= 1 - full.cost["padding_fraction"]
+    assert ratio == pytest.approx(3, rel=0.1)

@@ -333,6 +333,7 @@ def test_the_network_starts_as_the_fitted_head(name, args):
         3,
         with_bias=name != "llama",
     )
+    assert made.pop("flops") > 0
     assert made == {"init": "probe", "strength": head.strength}
     logits = run_plainly(network, [collator(list(rows["train"].remove_columns("labels")))]).numpy()
     np.testing.assert_allclose(logits, features["train"] @ head.weight.T + head.bias, atol=1e-2)
