@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hftl.errors import unknown_name
+from hftl.errors import UserError, unknown_name
 from hftl.models.adapters import build_adapter, is_convolutional
 from hftl.models.load import LoadedModel, build_random, load_pretrained
 
@@ -151,8 +151,10 @@ MODES: dict[str, Mode] = {
 
 def find_mode(name: str | None) -> Mode:
     """The mode of that name."""
+    if name is None:
+        raise UserError(f"Give --mode: {', '.join(MODES)}.")
     if name not in MODES:
-        raise unknown_name("mode", str(name), MODES, "Give --mode.")
+        raise unknown_name("mode", name, MODES, "LoRA is an adapter of mode peft.")
     return MODES[name]
 
 
