@@ -39,10 +39,16 @@ def list_cells(seeds: list[int], only: list[str], modes: list[str]) -> list[tupl
     ]
 
 
+def name_folder(cell: tuple[str, str, str, int], folder: Path) -> Path:
+    """Where a cell is kept."""
+    data, mode, start, seed = cell
+    return folder / f"{data}-{mode}-{start}-seed{seed}"
+
+
 def run_cell(cell: tuple[str, str, str, int], folder: Path) -> dict:
     """Train one cell unless its record exists, and return its row."""
     data, mode, start, seed = cell
-    target = folder / f"{data}-{mode}-{start}-seed{seed}"
+    target = name_folder(cell, folder)
     command = f"hftl train {CONFIGS[data]} --mode {mode} --head_init {start} --seed {seed}"
     if not (target / "run.json").exists():
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -57,6 +63,7 @@ def run_cell(cell: tuple[str, str, str, int], folder: Path) -> dict:
     row |= {
         name: record["cost"][name] for name in ("wall_seconds", "train_seconds", "train_flops", "num_examples_seen")
     }
+    row |= {"commit": record["environment"]["git_commit"]}
     row |= {"num_trainable_parameters": record["model"]["num_trainable_parameters"], "command": command}
     print(f"{target.name}: accuracy {row['accuracy']:.4f}, {row['wall_seconds']:.0f} s", flush=True)
     return row | {"config_hash": record["config_hash"], "environment": record["environment"]}
@@ -69,15 +76,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, each with one thread")
     parser.add_argument("--only", nargs="+", choices=CONFIGS, default=list(CONFIGS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--finished", action="store_true", help="write what is there, run nothing")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "accuracy", help="where the runs are kept")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
+    cells = list_cells(options.seeds, options.only, options.modes)
+    if options.finished:
+        cells = [cell for cell in cells if (name_folder(cell, options.folder) / "run.json").exists()]
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(
-            pool.map(
-                lambda cell: run_cell(cell, options.folder), list_cells(options.seeds, options.only, options.modes)
-            )
-        )
+        rows = list(pool.map(lambda cell: run_cell(cell, options.folder), cells))
     environment = rows[0]["environment"]
     content = {
         "date": date.today().isoformat(),

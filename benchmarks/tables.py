@@ -26,8 +26,10 @@ def read(name: str) -> dict:
 
 
 def describe(values: list[float]) -> str:
-    """Mean and range."""
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    """Mean, range and number of seeds."""
+    if not values:
+        return "not run"
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}; {len(values)} seeds)"
 
 
 def accuracy_table() -> str:
@@ -39,8 +41,8 @@ def accuracy_table() -> str:
         lines.append(f"| {title} | " + " | ".join(map(describe, cells)) + " |")
     machine = content["environment"]
     return "\n".join(lines) + (
-        f"\n\nTest accuracy with the defaults, mean of seeds 0, 1, 2 and their range; the seed also draws the "
-        f"training rows. {content['date']}, {machine['cpu']}, two cores, torch {machine['packages']['torch']}; "
+        f"\n\nTest accuracy with the defaults, mean of the seeds and their range; the seed also draws the training "
+        f"rows. {content['date']}, {machine['cpu']}, two cores, torch {machine['packages']['torch']}; "
         "`python benchmarks/accuracy.py`."
     )
 
@@ -82,10 +84,8 @@ def head_table() -> str:
                 for row in content["rows"]
                 if _is(row, data, mode)
             }
-            default = next(
-                row["head"] for row in content["rows"] if _is(row, data, mode) and row["head_init"] == "auto"
-            )
-            cells = [describe(by_start[start]) if start in by_start else "not run" for start in ("random", "probe")]
+            default = next(r["head"] for r in content["rows"] if _is(r, data, mode) and r["head_init"] == "auto")
+            cells = [describe(by_start.get(start, [])) for start in ("random", "probe")]
             lines.append(f"| {data} | {mode} | {cells[0]} | {cells[1]} | {default} |")
     return "\n".join(lines)
 
