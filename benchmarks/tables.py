@@ -40,10 +40,11 @@ def accuracy_table() -> str:
         cells = [_values(content, data, mode, "auto") for mode in MODES]
         lines.append(f"| {title} | " + " | ".join(map(describe, cells)) + " |")
     machine = content["environment"]
+    commits = ", ".join(sorted({row["commit"][:7] for row in content["rows"]}))
     return "\n".join(lines) + (
         f"\n\nTest accuracy with the defaults, mean of the seeds and their range; the seed also draws the training "
         f"rows. {content['date']}, {machine['cpu']}, two cores, torch {machine['packages']['torch']}; "
-        "`python benchmarks/accuracy.py`."
+        f"`python benchmarks/accuracy.py` at {commits}."
     )
 
 
