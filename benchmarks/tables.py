@@ -29,6 +29,8 @@ def describe(values: list[float]) -> str:
     """Mean, range and number of seeds."""
     if not values:
         return "not run"
+    if len(values) == 1:
+        return f"{values[0]:.3f} (1 seed)"
     return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}; {len(values)} seeds)"
 
 
