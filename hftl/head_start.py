@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from hftl.assets import cache_dir
 from hftl.config import Arguments
-from hftl.cost.flops import count_flops
+from hftl.cost.flops import count_flops, count_units
 from hftl.data.sampling import sort_by_length
 from hftl.errors import UserError
 from hftl.models.head import (
@@ -122,9 +122,8 @@ def count_feature_flops(network: torch.nn.Module, rows: datasets.Dataset, args: 
     """FLOPs of one pass of the rows through the body, whether it was made now or its result was in the cache."""
     batch = collator(rows.__getitems__(list(range(min(len(rows), args.training.per_device_eval_batch_size)))))
     flops = count_flops(lambda: compute_features(network, [batch], args.training.device))
-    is_text = "length" in rows.column_names
-    units = batch["attention_mask"].numel() if is_text else len(batch["labels"])
-    return round(flops / units * (sum(rows["length"]) if is_text else len(rows)))
+    units = sum(rows["length"]) if "length" in rows.column_names else len(rows)
+    return round(flops / count_units(batch) * units)
 
 
 def _batches(

@@ -1,6 +1,5 @@
 """One training run, from arguments to a folder that anyone can load. This is the page to read."""
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from hftl.head_start import initialize_head
 from hftl.metrics import compute_metrics, compute_predictions, compute_probabilities, compute_report, greater_is_better
 from hftl.models.head import head_modules
 from hftl.models.load import load_config, read_config
-from hftl.models.modes import Mode, count_parameters, describe_schedule, find_mode
+from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
 from hftl.run_folder import (
     check_run_folder,
@@ -32,8 +31,6 @@ from hftl.run_folder import (
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
 from hftl.trainer import FineTuningTrainer
-
-logger = logging.getLogger(__name__)
 
 
 @explained_resources()
@@ -130,7 +127,9 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
     training = args.training
     args.set_defaults(
         {
-            "per_device_train_batch_size": max(1, 32 // (training.world_size * training.gradient_accumulation_steps)),
+            "per_device_train_batch_size": max(
+                1, BATCH_SIZE // (training.world_size * training.gradient_accumulation_steps)
+            ),
             "per_device_eval_batch_size": 64,
             "train_sampling_strategy": "group_by_length" if task.modality == "text" else "random",
             "logging_steps": 50.0,

@@ -1,7 +1,6 @@
 """The folder of one run: where it is, that nothing in it is overwritten, and what it holds at the end."""
 
 import errno
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,8 +17,6 @@ from hftl.config import Arguments
 from hftl.cost.ledger import Ledger
 from hftl.errors import OutOfResources, TrainingDiverged, UserError
 from hftl.records import RunRecord, redact
-
-logger = logging.getLogger(__name__)
 
 BYTES_PER_TRAINED_PARAMETER = 12  # a checkpoint: fp32 weight and two AdamW moments
 

@@ -24,7 +24,7 @@ from accelerate.utils import gather
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hftl.cost.flops import count_flops
+from hftl.cost.flops import count_flops, count_units
 from hftl.cost.ledger import Ledger
 from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
 from hftl.errors import TrainingDiverged, UserError
@@ -145,10 +145,6 @@ class Meter:
             self.num_tokens_padded += inputs["attention_mask"].numel()
             self.num_tokens = self.num_tokens + inputs["attention_mask"].sum()
 
-    def units(self, inputs: dict[str, torch.Tensor]) -> int:
-        """Padded tokens of a text batch, images of an image batch: what FLOPs are proportional to."""
-        return inputs["attention_mask"].numel() if "attention_mask" in inputs else len(inputs["labels"])
-
     def summary(self, num_processes: int) -> dict[str, Any]:
         """The `cost` fields of a run record, over all processes (each sees an equal share)."""
         units = self.num_tokens_padded or self.num_examples
@@ -256,7 +252,7 @@ class FineTuningTrainer(Trainer):
         self.meter.add(inputs)
         if math.isfinite(self.meter.flops_per_unit) or self.args.torch_compile:
             return super().training_step(model, inputs, num_items_in_batch)
-        units, losses, step = self.meter.units(inputs), [], super().training_step
+        units, losses, step = count_units(inputs), [], super().training_step
         flops = count_flops(lambda: losses.append(step(model, inputs, num_items_in_batch)))
         self.meter.flops_per_unit = flops / units
         return losses[0]
@@ -264,7 +260,7 @@ class FineTuningTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """FLOPs of a batch as counted on the first one; the stock 6 N per token holds for full training only."""
         flops = self.meter.flops_per_unit
-        return int(flops * self.meter.units(inputs)) if math.isfinite(flops) and "labels" in inputs else 0
+        return int(flops * count_units(inputs)) if math.isfinite(flops) and "labels" in inputs else 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The stock evaluation, charged to evaluation."""

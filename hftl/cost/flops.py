@@ -36,6 +36,11 @@ _FORMULAS = {
 }
 
 
+def count_units(batch: dict[str, torch.Tensor]) -> int:
+    """Padded tokens of a text batch, images of an image batch: what FLOPs are proportional to."""
+    return batch["attention_mask"].numel() if "attention_mask" in batch else len(batch["labels"])
+
+
 def count_flops(function: Callable[[], object]) -> int:
     """Call `function` once and count what it executes, backward passes and recomputation included.
 
