@@ -51,10 +51,14 @@ class DataArguments:
     )
     label_delimiter: str = _option(",", "Separates the labels of one row in a multi-label text column.")
     validation_fraction: float = _option(0.2, "Share of train held out when there is no validation split.")
+    only_labels: list[str] | None = _option(None, "Use the rows of these classes only.")
     num_train_examples: int | None = _option(None, "Train on a class-stratified subset of this size.")
     num_train_examples_per_class: int | None = _option(None, "Train on this many examples of each class.")
     num_validation_examples: int | None = _option(None, "Size of the validation subset.")
     num_test_examples: int | None = _option(None, "Size of the test subset; the same rows for every seed.")
+    validation_seed: int | None = _option(
+        None, "Draws the validation subset; default: the same rows for every --seed."
+    )
     on_bad_rows: str = _option("error", "Empty texts and unreadable images: stop, or drop them.", ("error", "skip"))
     max_length: int | None = _option(None, "Longest text in tokens; default: the model's limit, 512 at most.")
     image_size: int | None = _option(None, "Height and width in pixels; default: the checkpoint's own.")
@@ -92,6 +96,11 @@ class ModelArguments:
         ("auto", "probe", "random"),
     )
     head_learning_rate: float | None = _option(None, "Learning rate of the head; default: that of the rest.")
+    early_stopping_patience: int | None = _option(
+        None,
+        "Stop after so many evaluations without a better one, and keep the best; needs --eval_strategy, "
+        "--save_strategy of the same kind and --load_best_model_at_end.",
+    )
     adapter: str = _option("lora", "PEFT method.")
     lora_r: int = _option(16, "Rank of the LoRA matrices.")
     lora_alpha: int = _option(16, "LoRA scale: the update is multiplied by lora_alpha / lora_r.")
@@ -100,6 +109,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         _check_positive("lora_r", self.lora_r)
+        _check_positive("early_stopping_patience", self.early_stopping_patience)
 
 
 def _check_positive(name: str, value: int | None) -> None:

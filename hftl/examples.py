@@ -1,6 +1,9 @@
 """From what the user named to model inputs: splits, labels, audit, subsets, tokens or pixels."""
 
+import dataclasses
+import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -8,7 +11,7 @@ import datasets
 from hftl.config import DataArguments
 from hftl.data.audit import AuditReport, audit
 from hftl.data.columns import choose_columns, standardize_columns
-from hftl.data.labels import LabelInfo, build_labels, encode_labels
+from hftl.data.labels import LabelInfo, build_labels, encode_labels, keep_labels
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.subsets import take_subsets
 from hftl.tasks.base import Task
@@ -37,12 +40,16 @@ class Examples:
         }
 
 
+# The settings that cut rows out of what was loaded; all others decide what is loaded.
+_CUTS = {
+    *("num_train_examples", "num_train_examples_per_class", "num_validation_examples", "num_test_examples"),
+    *("validation_seed", "on_bad_rows", "max_length", "image_size", "augmentation", "validation_fraction"),
+}
+
+
 def load_examples(args: DataArguments, task: Task, seed: int) -> Examples:
     """Load, check and cut the rows. `seed` draws the training subset only: validation and test stay the same."""
-    raw = load_splits(args)
-    splits = standardize_columns(raw, choose_columns(raw, args, task.modality), task.modality)
-    labels = build_labels(splits, args.problem_type, args.label_delimiter)
-    splits = encode_labels(splits, labels, args.label_delimiter)
+    splits, labels = load_labelled(args, task)
     bad_rows = {}
     if args.on_bad_rows == "skip":  # before the subsets, which would end up smaller than asked for otherwise
         splits, skipped = audit(splits, labels, task.modality, "skip")
@@ -51,6 +58,38 @@ def load_examples(args: DataArguments, task: Task, seed: int) -> Examples:
     splits, report = audit(splits, labels, task.modality, "error")
     report = replace(report, bad_rows=bad_rows or report.bad_rows)
     return Examples(splits, labels, report, {name: compute_fingerprint(rows) for name, rows in splits.items()})
+
+
+def load_labelled(args: DataArguments, task: Task) -> tuple[datasets.DatasetDict, LabelInfo]:
+    """All rows in canonical columns with labels as numbers, and what the numbers mean.
+
+    A process that makes many runs on the same source loads it once, unless a file of it has changed.
+    """
+    settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name not in _CUTS}
+    key = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in settings.items())
+    named = (args.dataset, args.train_file, args.validation_file, args.test_file)
+    return _load_labelled(key, task.modality, tuple(_stamp(name) for name in named if name))
+
+
+def _stamp(source: str) -> tuple[int, int, int]:
+    """Number, bytes and last change of the files at a local path; zeros for what is not one."""
+    path = Path(source).expanduser()
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    stats = [file.stat() for file in files]
+    return len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_labelled(
+    settings: tuple[tuple[str, Any], ...], modality: str, stamps: tuple
+) -> tuple[datasets.DatasetDict, LabelInfo]:
+    args = DataArguments(**{name: list(value) if isinstance(value, tuple) else value for name, value in settings})
+    raw = load_splits(args)
+    splits = standardize_columns(raw, choose_columns(raw, args, modality), modality)
+    if args.only_labels:
+        splits = keep_labels(splits, args.only_labels)
+    labels = build_labels(splits, args.problem_type, args.label_delimiter)
+    return encode_labels(splits, labels, args.label_delimiter), labels
 
 
 def prepare_examples(

@@ -47,8 +47,9 @@ class RunRecord:
         config: Every setting, flat; `config_hash` identifies it.
         metrics: Split (validation, test) -> metric name -> number or table.
         cost: wall_seconds and its parts (see `hftl.cost.ledger`), peak_memory_bytes, train_flops, num_examples_seen,
-            num_tokens_seen, padding_fraction.
+            num_tokens_seen, padding_fraction, num_steps, artifact_bytes (the saved model or adapter).
         environment: What `describe_environment` returns.
+        history: What Trainer logged on the way: losses and validation scores, with their step.
         error: Why the run did not complete.
     """
 
@@ -64,6 +65,7 @@ class RunRecord:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
     schema: int = SCHEMA
 

@@ -9,6 +9,7 @@ import numpy as np
 import transformers
 from torch import nn
 
+from hftl.allocator import keep_freed_memory
 from hftl.config import Arguments, write_config
 from hftl.cost.ledger import Ledger
 from hftl.cost.memory import PeakMemory
@@ -53,6 +54,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
     with ledger.bucket("startup"):
         mode, task = find_mode(args.model.mode), build_task(args.data.task)
         check_arguments(args)
+        keep_freed_memory()
         transformers.set_seed(args.training.seed)
         with args.training.main_process_first():
             read_config(args.model, task)  # a wrong name is found before the data are read
@@ -85,6 +87,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
             if args.training.should_save:
                 save_predictions(folder, logits, rows[split], examples)
         record.cost |= memory.describe()
+        record.history = [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
     return record
 
 
@@ -107,6 +110,11 @@ def check_arguments(args: Arguments) -> None:
         raise UserError(
             f"{args.training.n_gpu} GPUs are visible to one process. Start one process each, with `accelerate launch` "
             "or --accelerate_config accelerate_configs/multi_gpu.yaml, or show one with CUDA_VISIBLE_DEVICES=0."
+        )
+    if args.model.early_stopping_patience and not args.training.load_best_model_at_end:
+        raise UserError(
+            "--early_stopping_patience keeps the best of several evaluations: add --load_best_model_at_end "
+            "--eval_strategy steps --eval_steps 0.1 --save_strategy steps --save_steps 0.1."
         )
     if args.training.push_to_hub:
         raise UserError("--push_to_hub is not available yet. The run folder loads with plain transformers and peft.")
@@ -162,7 +170,7 @@ def build_trainer(
     def evaluate(prediction: transformers.EvalPrediction) -> dict[str, float]:
         return compute_metrics(prediction.predictions, prediction.label_ids, info.problem_type, info.names)
 
-    return FineTuningTrainer(
+    trainer = FineTuningTrainer(
         problem_type=info.problem_type,
         head_names=heads,
         head_learning_rate=args.model.head_learning_rate,
@@ -175,6 +183,9 @@ def build_trainer(
         processing_class=processor,
         compute_metrics=evaluate,
     )
+    if args.model.early_stopping_patience:
+        trainer.add_callback(transformers.EarlyStoppingCallback(args.model.early_stopping_patience))
+    return trainer
 
 
 def start_record(

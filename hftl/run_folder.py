@@ -109,9 +109,15 @@ def recorded(record: RunRecord, folder: Path, ledger: Ledger, trainer: Any) -> I
         raise
     finally:
         record.cost |= trainer.meter.summary(trainer.args.world_size)
+        record.cost |= {"num_steps": trainer.state.global_step, "artifact_bytes": measure_weights(folder)}
         record.cost |= ledger.seconds()
         if trainer.args.should_save:
             record.write(folder)
+
+
+def measure_weights(folder: Path) -> int:
+    """Bytes of the weights in a run folder, those of its checkpoints not counted."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _status(error: BaseException) -> str:

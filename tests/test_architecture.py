@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "errors": set(),
     "records": {"errors"},
     "assets": {"errors"},
+    "allocator": set(),
     "yaml_file": {"errors"},
     "config": {
         "errors",
@@ -31,7 +32,7 @@ MAY_IMPORT = {
 }
 RUNS = ("examples", "head_start", "trainer", "run_folder", "predict", "merge", "run")  # each only those before it
 for position, name in enumerate(RUNS):
-    MAY_IMPORT[name] = BASE | SERVICES | {"tasks", "models", *RUNS[:position]}
+    MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "tasks", "models", *RUNS[:position]}
 STUDIES = {"run", "records", "config", "errors", "data.subsets"}
 MAY_IMPORT |= {
     "compare": STUDIES,

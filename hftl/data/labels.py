@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import datasets
 
-from hftl.errors import UserError
+from hftl.errors import UserError, unknown_name
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -33,6 +33,27 @@ class LabelInfo:
     @property
     def label2id(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.names)}
+
+
+def keep_labels(splits: datasets.DatasetDict, names: list[str]) -> datasets.DatasetDict:
+    """The rows whose class is one of `names`; their labels become these texts.
+
+    Raises:
+        UserError: train has no row of a name, a split has none of any, or rows do not have one class each.
+    """
+    if _kind(splits["train"].features["label"]) not in ("class", "string", "bool", "integer"):
+        raise UserError("--only_labels needs one class a row.")
+    kept = {}
+    for split, rows in splits.items():
+        labels = [name for (name,) in _read_names(rows, split, SINGLE, ",", None)]
+        if split == "train" and (unknown := sorted(set(names) - set(labels))):
+            raise unknown_name("class in --only_labels:", unknown[0], set(labels))
+        indices = [index for index, name in enumerate(labels) if name in names]
+        if not indices:
+            raise UserError(f"The {split} split has no row of the classes in --only_labels.")
+        rows = rows.select(indices).remove_columns("label")
+        kept[split] = rows.add_column("label", [labels[index] for index in indices])
+    return datasets.DatasetDict(kept)
 
 
 def build_labels(splits: datasets.DatasetDict, problem_type: str | None = None, delimiter: str = ",") -> LabelInfo:

@@ -4,7 +4,8 @@ Orders are a pure function of labels and seed: they come from the raw 64-bit str
 same in every version, unlike `Generator.permutation` (NEP 19). This module must not read the inputs.
 
 Train subsets follow the training seed. The held-out validation split and validation and test subsets follow a fixed
-seed, so that runs with different seeds are scored on the same rows.
+seed, so that runs with different seeds are scored on the same rows; a comparison, where validation labels are part of
+what was labelled, draws the validation subset anew for each seed.
 """
 
 import heapq
@@ -104,7 +105,8 @@ def take_subsets(
 ) -> datasets.DatasetDict:
     """Holds out validation from train if there is none, then takes the subsets that `args` asks for.
 
-    Only the train subset depends on `seed`; for two sizes and one seed, the smaller is inside the larger.
+    Only the train subset depends on `seed`, and the validation subset on `args.validation_seed`, if given; for two
+    sizes and one seed, the smaller is inside the larger.
 
     Args:
         splits: with encoded labels.
@@ -120,9 +122,13 @@ def take_subsets(
         splits["train"], splits["validation"] = split_validation(splits["train"], args.validation_fraction)
         logger.info("Held out %d of the train rows for validation.", len(splits["validation"]))
     splits["train"] = _take_train(splits["train"], args, seed, names)
-    for split, num_examples in (("validation", args.num_validation_examples), ("test", args.num_test_examples)):
+    validation_seed = EVALUATION_SEED if args.validation_seed is None else args.validation_seed
+    for split, num_examples, draw in (
+        ("validation", args.num_validation_examples, validation_seed),
+        ("test", args.num_test_examples, EVALUATION_SEED),
+    ):
         if num_examples is not None and split in splits:
-            splits[split] = _take(splits[split], num_examples, EVALUATION_SEED, split)
+            splits[split] = _take(splits[split], num_examples, draw, split)
     return splits
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Features, List, Value
 
-from hftl.data.labels import LabelInfo, build_labels, encode_labels
+from hftl.data.labels import LabelInfo, build_labels, encode_labels, keep_labels
 from hftl.errors import UserError
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -182,3 +182,21 @@ def test_encoding_reads_one_multi_hot_row_as_in_training():
 def test_encoding_a_large_split_keeps_every_label():
     values = np.random.default_rng(0).integers(0, 50, 20_000)
     assert encode(make(train=values.tolist()))["label"][:] == values.tolist()
+
+
+@pytest.mark.parametrize("feature", [None, ClassLabel(names=["a", "b", "c"])])
+def test_only_the_rows_of_the_named_classes_are_kept(feature):
+    values = ["a", "b", "c", "a"] if feature is None else [0, 1, 2, 0]
+    kept = keep_labels(make(feature, train=values, test=values), ["a", "c"])
+    assert kept["train"]["label"][:] == ["a", "c", "a"]
+    assert kept["test"]["row_id"][:] == [10, 12, 13]
+    assert build_labels(kept).names == ("a", "c")
+
+
+def test_a_class_to_keep_must_be_in_train_and_have_rows_elsewhere():
+    with pytest.raises(UserError, match="Unknown class in --only_labels: 'aa'.*Did you mean 'a'"):
+        keep_labels(make(train=["a", "b"]), ["aa"])
+    with pytest.raises(UserError, match="The test split has no row of the classes"):
+        keep_labels(make(train=["a", "b"], test=["b"]), ["a"])
+    with pytest.raises(UserError, match="needs one class a row"):
+        keep_labels(make(List(Value("string")), train=[["a"], ["b"]]), ["a"])

@@ -119,7 +119,7 @@ def test_a_held_out_split_is_never_empty():
 
 
 def take(splits, seed=0, names=(), **given):
-    sizes = "num_train_examples num_train_examples_per_class num_validation_examples num_test_examples"
+    sizes = "num_train_examples num_train_examples_per_class num_validation_examples num_test_examples validation_seed"
     args = SimpleNamespace(**{"validation_fraction": 0.2, **dict.fromkeys(sizes.split()), **given})
     return take_subsets(datasets.DatasetDict(splits), args, seed, names)
 
@@ -158,6 +158,13 @@ def test_only_the_train_subset_depends_on_the_seed():
         assert ids(one["validation"]) == ids(two["validation"])
         assert ids(one["test"]) == ids(two["test"])
         assert [len(one[split]) for split in ("train", "validation", "test")] == [40, 20, 30]
+
+
+def test_with_its_own_seed_the_validation_subset_is_drawn_too_and_nested():
+    splits = full()
+    one, two = (ids(take(splits, validation_seed=s, num_validation_examples=20)["validation"]) for s in (1, 2))
+    assert one != two
+    assert ids(take(splits, validation_seed=1, num_validation_examples=10)["validation"]) < one
 
 
 def test_validation_is_held_out_before_train_is_cut_and_never_from_test(caplog):
