@@ -21,10 +21,10 @@ MODES = ("peft", "full", "scratch", "probe")
 CONFIGS = {"wordnet": "recipes/configs/wordnet.yaml", "fashion-mnist": "recipes/configs/fashion-mnist.yaml"}
 # The start of the head that is not the default.
 OTHER_START = {
-    ("wordnet", "full"): "random",
+    ("wordnet", "full"): "probe",
     ("wordnet", "peft"): "random",
     ("fashion-mnist", "full"): "probe",
-    ("fashion-mnist", "peft"): "random",
+    ("fashion-mnist", "peft"): "probe",
 }
 
 

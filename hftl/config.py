@@ -56,6 +56,9 @@ class DataArguments:
     num_train_examples_per_class: int | None = _option(None, "Train on this many examples of each class.")
     num_validation_examples: int | None = _option(None, "Size of the validation subset.")
     num_test_examples: int | None = _option(None, "Size of the test subset; the same rows for every seed.")
+    evaluate_test: bool = _option(
+        True, "Score the test set after training; false for trials, whose settings are still to be chosen."
+    )
     validation_seed: int | None = _option(
         None, "Draws the validation subset; default: the same rows for every --seed."
     )

@@ -43,7 +43,7 @@ class Examples:
 # The settings that cut rows out of what was loaded; all others decide what is loaded.
 _CUTS = {
     *("num_train_examples", "num_train_examples_per_class", "num_validation_examples", "num_test_examples"),
-    *("validation_seed", "on_bad_rows", "max_length", "image_size", "augmentation", "validation_fraction"),
+    *("validation_seed", "on_bad_rows", "max_length", "image_size", "augmentation", "validation_fraction", "evaluate_test"),
 }
 
 
@@ -55,6 +55,8 @@ def load_examples(args: DataArguments, task: Task, seed: int) -> Examples:
         splits, skipped = audit(splits, labels, task.modality, "skip")
         bad_rows = skipped.bad_rows
     splits = take_subsets(splits, args, seed, labels.names)
+    if not args.evaluate_test:
+        splits.pop("test", None)
     splits, report = audit(splits, labels, task.modality, "error")
     report = replace(report, bad_rows=bad_rows or report.bad_rows)
     return Examples(splits, labels, report, {name: compute_fingerprint(rows) for name, rows in splits.items()})

@@ -142,8 +142,8 @@ def _probe_defaults(schedule: Schedule) -> dict[str, Any]:
 _AT_RANDOM = {"text": "random", "image": "random"}
 
 MODES: dict[str, Mode] = {
-    "full": Mode(load_pretrained, _keep, _full_defaults, {"text": "auto-probe", "image": "random"}),
-    "peft": Mode(load_pretrained, _add_adapter, _peft_defaults, {"text": "auto-probe", "image": "auto-probe"}),
+    "full": Mode(load_pretrained, _keep, _full_defaults, _AT_RANDOM),
+    "peft": Mode(load_pretrained, _add_adapter, _peft_defaults, {"text": "auto-probe", "image": "random"}),
     "scratch": Mode(build_random, _keep, _scratch_defaults, _AT_RANDOM, augmentation="strong"),
     "probe": Mode(load_pretrained, _freeze, _probe_defaults, {"text": "probe", "image": "probe"}, is_trained=False),
 }
