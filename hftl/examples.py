@@ -43,7 +43,8 @@ class Examples:
 # The settings that cut rows out of what was loaded; all others decide what is loaded.
 _CUTS = {
     *("num_train_examples", "num_train_examples_per_class", "num_validation_examples", "num_test_examples"),
-    *("validation_seed", "on_bad_rows", "max_length", "image_size", "augmentation", "validation_fraction", "evaluate_test"),
+    *("validation_seed", "validation_fraction", "evaluate_test", "on_bad_rows", "max_length", "image_size"),
+    "augmentation",
 }
 
 
