@@ -1,13 +1,15 @@
 """The command line: `hftl VERB ...`. Heavy modules are imported inside the verb that needs them."""
 
+import argparse
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from hftl import __version__
 from hftl.errors import OutOfResources, TrainingDiverged, UserError, unknown_name
@@ -18,13 +20,18 @@ usage: hftl VERB [CONFIG.yaml] [--flag value ...]
 
 verbs:
   train    --mode full|peft|scratch|probe: train one model, evaluate it, leave a run folder
+  compare  [EXPERIMENT.yaml]: run every arm on a ladder of label numbers and say which wins; without a file, an example
+  report   FOLDER: write the report of a comparison again from what its folder holds
 
 examples:
   hftl train --mode peft
   hftl train --mode full --train_file train.csv --test_file test.csv --model_name_or_path bundled:minilm-l6
   hftl train --mode peft --accelerate_config accelerate_configs/multi_gpu.yaml my.yaml
+  hftl compare
+  hftl compare my-experiment.yaml --dry-run
 
-`hftl train --help` lists every flag; every transformers.TrainingArguments flag works by its own name."""
+`hftl train --help` lists every flag; every transformers.TrainingArguments flag works by its own name.
+`hftl compare --help` lists those of a comparison."""
 
 if TYPE_CHECKING:
     from hftl.records import RunRecord
@@ -136,6 +143,90 @@ def _summarize(record: "RunRecord", folder: str) -> str:
     return "\n".join(lines)
 
 
+def compare(argv: list[str]) -> None:
+    """`hftl compare`: run what is missing of an experiment and write its report."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    options = _parse_compare(argv)
+    _configure_logging()
+    from hftl.compare import study
+
+    _quiet_libraries()
+    file = Path(options.file or default_config("compare-wordnet-quick.yaml"))
+    folder = Path(options.output_dir or Path("runs") / file.stem)
+    names = ("jobs", "engine", "keep_models", "accelerate_config")
+    command = shlex.join(["hftl", "compare", *argv])
+    campaign = study.open_study(
+        study.StudyOptions(file, folder, command=command, **{name: getattr(options, name) for name in names})
+    )
+    if options.status:
+        _print_lines(study.describe_status(campaign))
+        return
+    if options.dry_run:
+        _print_lines(study.predict_study(campaign).lines())
+        return
+    print(
+        f"{campaign.experiment.name}: {study.describe_data(campaign.facts)}; {campaign.num_workers} cells side by side"
+    )
+    try:
+        study.run_study(campaign, command)
+    finally:  # a campaign that is cut short has a report too, which says what is missing
+        if (folder / "results.json").is_file():
+            _print_verdict(folder)
+
+
+def report(argv: list[str]) -> None:
+    """`hftl report`: the report again, from `results.json`."""
+    if len(argv) != 1 or argv[0] in ("-h", "--help"):
+        print("usage: hftl report FOLDER\n\nFOLDER: what `hftl compare --output_dir FOLDER` wrote.")
+        if len(argv) != 1:
+            raise UserError("Give one folder of a comparison.")
+        return
+    _print_verdict(Path(argv[0]))
+
+
+def _print_verdict(folder: Path) -> None:
+    import json
+
+    from hftl.report.html import write_report
+
+    page = write_report(folder)
+    verdict = json.loads((folder / "results.json").read_text(encoding="utf-8"))["verdict"]
+    print("\n".join(["", verdict["headline"], *(f"  {line}" for line in verdict["lines"])]))
+    if verdict["next_experiment"]:
+        print(f"  Next: {verdict['next_experiment']}")
+    print(f"report: {page}")
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _parse_compare(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="hftl compare", description=compare.__doc__, allow_abbrev=False)
+    parser.add_argument("file", nargs="?", help="experiment file (.yaml); default: an example on bundled text")
+    parser.add_argument("--output_dir", help="campaign folder; default: runs/NAME; the same folder goes on")
+    parser.add_argument(
+        "--dry-run", "--dry_run", action="store_true", help="time a few steps of each arm, predict all"
+    )
+    parser.add_argument("--status", action="store_true", help="say how far the campaign is, run nothing")
+    parser.add_argument("--jobs", type=int, help="cells side by side; default: one on each accelerator or core")
+    parser.add_argument("--engine", default="local", help="local, or ray for a cluster with a shared folder")
+    parser.add_argument("--keep_models", action="store_true", help="keep the weights of every cell")
+    parser.add_argument("--accelerate_config", help="start each cell by `accelerate launch` with this file")
+    return parser.parse_args(argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are errors like all others; an unknown flag gets the nearest one named."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2]
+        if unknown.startswith("--"):
+            raise unknown_name("flag", unknown.split()[0].split("=")[0], self._option_string_actions)
+        raise UserError(message)
+
+
 def default_config(name: str) -> Path:
     """A shipped configuration, in the wheel or in a checkout."""
     inside = Path(__file__).parent / "recipes" / "configs" / name
@@ -166,4 +257,4 @@ def _quiet_libraries() -> None:
         datasets.disable_progress_bars()
 
 
-VERBS: dict[str, Callable[[list[str]], None]] = {"train": train}
+VERBS: dict[str, Callable[[list[str]], None]] = {"train": train, "compare": compare, "report": report}

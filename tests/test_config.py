@@ -10,6 +10,7 @@ from hftl.errors import UserError
 from hftl.yaml_file import read_yaml
 
 CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in CONFIGS if not path.name.startswith("compare-")]  # tests/compare/test_experiment.py
 
 
 @pytest.fixture

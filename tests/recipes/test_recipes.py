@@ -33,7 +33,7 @@ def _start(recipe, words, monkeypatch):
 
 
 def test_there_is_one_recipe_for_each_mode():
-    assert sorted(path.name for path in RECIPES.glob("*.py")) == sorted(MODE_OF)
+    assert sorted(path.name for path in RECIPES.glob("*.py")) == sorted([*MODE_OF, "compare.py"])
     assert sorted(MODE_OF.values()) == sorted(MODES)
 
 
@@ -75,4 +75,5 @@ def test_a_recipe_turns_a_mistake_into_exit_code_2(recipe, monkeypatch, capsys):
 def test_a_recipe_imports_nothing_but_the_command_line():
     for path in RECIPES.glob("*.py"):
         lines = [line for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
-        assert lines == ["import sys", "from hftl.cli import guarded, run_recipe"], path
+        verb = "compare, guarded" if path.name == "compare.py" else "guarded, run_recipe"
+        assert lines == ["import sys", f"from hftl.cli import {verb}"], path
