@@ -19,7 +19,8 @@ USAGE = f"""hftl {__version__}: fine-tune, adapt or train from scratch, and comp
 usage: hftl VERB [CONFIG.yaml] [--flag value ...]
 
 verbs:
-  train    --mode full|peft|scratch|probe: train one model, evaluate it, leave a run folder
+  train    --mode full|peft|scratch|probe: train one model, evaluate it, leave a run folder; the baselines
+           majority|prior|tfidf|knn are run in the same way
   compare  [EXPERIMENT.yaml]: run every arm on a ladder of label numbers and say which wins; without a file, an example
   report   FOLDER: write the report of a comparison again from what its folder holds
 
@@ -118,10 +119,11 @@ def run_recipe(argv: Sequence[str] | None = None, *, mode: str | None = None) ->
     from hftl.config import parse_args
 
     args = parse_args(argv, default_config=default_config("wordnet.yaml"), mode=mode)
+    from hftl.baselines import BASELINES, run_baseline
     from hftl.run import run
 
     _quiet_libraries()
-    record = run(args, started=started)
+    record = (run_baseline if args.model.mode in BASELINES else run)(args, started=started)
     if args.training.process_index == 0:
         print(_summarize(record, args.training.output_dir))
 
@@ -129,11 +131,10 @@ def run_recipe(argv: Sequence[str] | None = None, *, mode: str | None = None) ->
 def _summarize(record: "RunRecord", folder: str) -> str:
     split = "test" if "test" in record.metrics else "validation"
     scores = {name: value for name, value in record.metrics[split].items() if isinstance(value, float)}
-    model, cost = record.model, record.cost
-    share = model["num_trainable_parameters"] / model["num_parameters"]
+    cost = record.cost
     lines = [
         f"{record.task}, mode {record.mode}, {record.data['num_train_examples']:,} training examples",
-        f"trained {model['num_trainable_parameters']:,} of {model['num_parameters']:,} parameters ({share:.2%})",
+        *_summarize_parameters(record.model),
         f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()),
         f"{cost['wall_seconds']:.0f} s in all: start-up {cost['startup_seconds']:.0f}, "
         f"training {cost['train_seconds']:.0f}, evaluation {cost['evaluation_seconds']:.0f}, "
@@ -225,6 +226,13 @@ class _Parser(argparse.ArgumentParser):
         if unknown.startswith("--"):
             raise unknown_name("flag", unknown.split()[0].split("=")[0], self._option_string_actions)
         raise UserError(message)
+
+
+def _summarize_parameters(model: dict) -> list[str]:
+    total, trained = model["num_parameters"], model["num_trainable_parameters"]
+    if not total or trained is None:  # a baseline without a network
+        return []
+    return [f"trained {trained:,} of {total:,} parameters ({trained / total:.2%})"]
 
 
 def default_config(name: str) -> Path:

@@ -84,7 +84,7 @@ class DataArguments:
 class ModelArguments:
     """Which network is trained, and how much of it."""
 
-    mode: str | None = _option(None, "full, peft, scratch or probe.")
+    mode: str | None = _option(None, "full, peft, scratch or probe; or a baseline: majority, prior, tfidf, knn.")
     model_name_or_path: str | None = _option(None, "Hub id, folder or bundled:NAME.")
     model_revision: str = _option("main", "Revision (commit, tag or branch) of a Hub checkpoint.")
     config_overrides: str | None = _option(

@@ -28,6 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {
         "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
         "hub": None if IS_HUB_ALLOWED else "needs the Hub: set HFTL_TEST_HUB=1",
+        "exhaustive": None if os.environ.get("HFTL_TEST_EXHAUSTIVE") == "1" else "set HFTL_TEST_EXHAUSTIVE=1",
     }
     for item in items:
         for marker, reason in missing.items():

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hftl.compare.cells import CELL_FILE, STAGING, Job, compute_key
-from hftl.compare.engines import ENGINES
+from hftl.compare.engines import ENGINES, count_devices
 from hftl.compare.experiment import EXTENDABLE, Experiment
 from hftl.compare.plan import Cell, DataFacts
 from hftl.cost.prices import load_prices, price_cell
@@ -49,6 +49,11 @@ class Campaign:
     accelerate_config: str | None = None
     started: float = field(default_factory=time.time)
     earlier: list[dict[str, Any]] = field(default_factory=list)  # sessions
+
+    @property
+    def cells_per_device(self) -> int:
+        """Cells that share an accelerator; a worker sees one."""
+        return max(1, -(-self.num_workers // count_devices()))
 
     def job(self, cell: Cell) -> Job:
         """The cell with the folder that its key names."""
@@ -114,7 +119,7 @@ class Campaign:
         """Compute money of every cell in the folder."""
         prices = load_prices(None, self.experiment.prices)
         records = [RunRecord.read(path) for path in list_cell_folders(self.folder)]
-        priced = [price_cell(r.cost, r.environment, num_workers=self.num_workers, prices=prices) for r in records]
+        priced = [price_cell(r.cost, r.environment, num_workers=self.cells_per_device, prices=prices) for r in records]
         return sum(entry["compute_money"] or 0.0 for entry in priced)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hftl.baselines import BASELINES
+from hftl.compare.stats import alpha_at_look
 from hftl.config import flag_names
 from hftl.errors import UserError, unknown_name
 from hftl.models.modes import MODES
@@ -210,10 +211,7 @@ def _check_experiment(experiment: Experiment) -> None:
             raise UserError(f"{label} is {value}; give a number between {low} and {high}, neither included.")
     if experiment.trials < 0 or min(experiment.sizes) < 2 or min(experiment.seeds) < 1:
         raise UserError("Sizes are 2 or more, seeds 1 or more (chain 0 is kept for tuning), trials 0 or more.")
-    if max(experiment.looks) < len(experiment.seeds):
-        raise UserError(
-            f"looks: the last one is {max(experiment.looks)}, but there are {len(experiment.seeds)} seeds."
-        )
+    alpha_at_look(experiment.alpha, experiment.looks, len(experiment.seeds))
 
 
 def _default_reference(arms: tuple[Arm, ...]) -> str:

@@ -24,7 +24,13 @@ from hftl.compare.curve_report import draw_curves
 from hftl.compare.experiment import FRAMES, Experiment
 from hftl.compare.parity import check_parity
 from hftl.compare.plan import EXPECTED_DISAGREEMENT, list_cells
-from hftl.compare.stats import crossed_bootstrap, crossed_interval, minimum_detectable_difference, seed_interval
+from hftl.compare.stats import (
+    alpha_at_look,
+    crossed_bootstrap,
+    crossed_interval,
+    minimum_detectable_difference,
+    seed_interval,
+)
 from hftl.compare.tune import interpolate
 from hftl.compare.verdict import compare_pair, finish_pairs, overall_verdict, pair_from_interval
 from hftl.cost.energy import estimate_energy
@@ -183,8 +189,13 @@ def describe_cell(cell: Finished, campaign: Campaign, prices: Prices) -> dict[st
     metrics = {k: v for k, v in record.metrics.get(split, {}).items() if isinstance(v, (int, float)) or v is None}
     cost = record.cost
     environment = record.environment
+    num_devices = environment.get("num_devices", 1)
     energy = estimate_energy(
-        cost.get("wall_seconds", 0.0), environment.get("device", "cpu"), environment.get("num_threads", 1), prices
+        cost.get("wall_seconds", 0.0),
+        environment.get("device", "cpu"),
+        environment.get("num_threads", 1),
+        prices,
+        num_devices=num_devices / campaign.cells_per_device,
     )
     names = ("wall_seconds", *(f"{bucket}_seconds" for bucket in BUCKETS), "train_flops", "peak_memory_bytes")
     return {
@@ -304,15 +315,19 @@ _MEANS = ("wall_seconds", "train_seconds", "evaluation_seconds", "train_flops", 
 
 
 def compare_arms(campaign: Campaign, scores: dict[tuple, Scores]) -> list[dict[str, Any]]:
-    """Every pair of arms at every size, chance excepted; those with the reference are claimed, the others explored."""
+    """Every pair of arms at every size; those with the reference are claimed, the others explored.
+
+    Chance is compared with the reference alone.
+    """
     experiment = campaign.experiment
-    alpha = experiment.alpha / len(experiment.looks)
-    arms, pairs = [arm.name for arm in experiment.arms if not arm.is_chance], []
+    alpha = alpha_at_look(experiment.alpha, experiment.looks, len(experiment.seeds))
+    arms, pairs = [arm.name for arm in experiment.arms], []
+    chance = {arm.name for arm in experiment.arms if arm.is_chance}
     for size in experiment.sizes:
         for one, other in itertools.combinations(arms, 2):
             a, b = (other, one) if one == experiment.reference else (one, other)
             seeds = common_seeds(scores, [a, b], size, experiment.seeds)
-            if seeds:
+            if seeds and (experiment.reference in (a, b) or not chance & {a, b}):
                 sides = [[scores[arm, size, seed] for seed in seeds] for arm in (a, b)]
                 pair = _compare(a, b, *sides, experiment=experiment, size=size, alpha=alpha)
                 pairs.append(pair | {"is_primary": experiment.reference in (a, b)})

@@ -314,7 +314,7 @@ def _blocked(parity: Mapping[str, Any]) -> dict[str, Any]:
 def _list_flags(parity: Mapping[str, Any], severity: str) -> list[str]:
     flags = [flag for flag in (parity or {}).get("flags", []) if flag["severity"] == severity]
     word = "Repair" if severity == "blocks" else "Mind"
-    return [f"{word} {flag['what']} ({', '.join(flag['arms']) or 'all arms'}): {flag['detail']}" for flag in flags]
+    return [f"{word}: {flag['what']} ({', '.join(flag['arms']) or 'all arms'}): {flag['detail']}" for flag in flags]
 
 
 def _judge_size(size: int, pairs: Sequence[Pair], summary: Sequence[Mapping[str, Any]]) -> SizeVerdict:

@@ -22,7 +22,6 @@ from tests.compare.test_experiment import write
 from tests.tiny import write_text_csv, write_tiny_bert
 
 ROOT = Path(__file__).parents[2]
-NUM_KILLS = int(os.environ.get("HFTL_TEST_KILLS", "1"))
 ALL_ARMS = ("arms: {majority: , tfidf: , probe: , lora: , full: , scratch: }", "sizes: [15, 30]")
 SHORT = ("budget: steps", "max_steps: 3", "sizes: [30]", "arms: {tfidf: , full: }")
 
@@ -248,15 +247,12 @@ def command(tmp_path, data, *lines):
 
 
 @pytest.mark.slow
-def test_a_campaign_killed_at_any_moment_ends_like_an_undisturbed_one(tmp_path, data):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir(), killed.mkdir()
-    undisturbed = command(whole, data)
-    output, _ = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0, output
-    seen: dict[str, int] = {}
-    draw = random.Random(0)
-    for _ in range(NUM_KILLS):
+@pytest.mark.parametrize("num_kills", [1, pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_a_campaign_killed_at_any_moment_ends_like_an_undisturbed_one(tmp_path, data, inline, num_kills):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed.mkdir(), whole.mkdir()
+    draw, seen = random.Random(0), {}
+    for _ in range(num_kills):
         process = command(killed, data)
         begun = time.time()
         while time.time() < begun + 60 and not list(killed.glob("campaign/cells/_tmp-*")) and process.poll() is None:
@@ -271,10 +267,10 @@ def test_a_campaign_killed_at_any_moment_ends_like_an_undisturbed_one(tmp_path, 
     process = command(killed, data)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    tables = [json.loads((folder / "campaign" / "results.json").read_text()) for folder in (whole, killed)]
-    scores = [{(r["arm"], r["size"], r["seed"]): r["metrics"] for r in table["cells"]} for table in tables]
+    table, (_, undisturbed) = json.loads((killed / "campaign" / "results.json").read_text()), start(whole, data)
+    scores = [{(r["arm"], r["size"], r["seed"]): r["metrics"] for r in t["cells"]} for t in (table, undisturbed)]
     assert scores[0] == scores[1]
-    assert tables[0]["pairs"] == tables[1]["pairs"]
+    assert table["pairs"] == undisturbed["pairs"]
     after = finished(killed)
     assert {name: after[name] for name in seen} == seen
 

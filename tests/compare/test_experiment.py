@@ -135,7 +135,7 @@ def test_the_smallest_difference_that_the_test_set_shows_is_offered_as_margin(tm
         ("seeds: [0, 1]", "chain 0 is kept for tuning"),
         ("ranges: {ful: {learning_rate: [1, 2]}}", "Unknown arm in ranges: 'ful'"),
         ("ranges: {full: {learning_rate: [2, 1]}}", "the first must be above 0 and below the second"),
-        ("looks: [1]", "the last one is 1, but there are 2 seeds"),
+        ("looks: [1, 3]", "Found 2 seeds; looks were declared at 1, 3"),
         ("prices: {labl: 1}", "Unknown key in prices: 'labl'. Did you mean 'label'"),
     ],
 )  # fmt: skip
