@@ -1,6 +1,7 @@
-"""Does memory that a training step has freed stay with the process? It must not know who trains what."""
+"""Does memory that a training step has freed stay with the process, and until when? Must not know who trains what."""
 
 import ctypes
+import gc
 import sys
 
 # From glibc's malloc.h. The limits are the largest that mallopt(3) takes.
@@ -21,3 +22,11 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(
         [mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES), mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)]
     )
+
+
+def give_back_freed_memory() -> None:
+    """Let go of what was kept, so that the peak of the next run in this process is its own."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hftl.compare.experiment import read_experiment
 from hftl.config import parse_args
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def test_every_path_of_the_tree_exists():
 
 
 def read_examples() -> list[str]:
-    block = README.split("## Your own data")[1].split("```bash")[1].split("```")[0].replace("\\\n", " ")
+    block = README.split("## Train on your own data")[1].split("```bash")[1].split("```")[0].replace("\\\n", " ")
     return [line for line in block.splitlines() if line.startswith("hftl ")]
 
 
@@ -46,3 +47,12 @@ def test_examples_parse(command):
 
 def test_there_are_examples():
     assert len(read_examples()) == 3
+
+
+def test_the_experiment_of_the_readme_is_one(tmp_path):
+    """With the data of a test: what it says besides is read and checked as a user's file is."""
+    block = README.split("## Compare on your own data")[1].split("```yaml")[1].split("```")[0]
+    (tmp_path / "experiment.yaml").write_text(block)
+    experiment = read_experiment(tmp_path / "experiment.yaml")
+    assert [arm.name for arm in experiment.arms][-1] == "small"
+    assert all(arm.ranges for arm in experiment.arms if arm.is_trained)

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hftl.allocator import give_back_freed_memory
 from hftl.baselines import BASELINES, run_baseline
 from hftl.compare.plan import Cell, parse_cell
 from hftl.config import Arguments
@@ -79,6 +80,7 @@ def run_job(job: Job) -> None:
     target = Path(job.folder)
     staging = target.with_name(f"{STAGING}{target.name}-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
+    give_back_freed_memory()
     started = time.time()
     try:
         _run(job, staging, started)

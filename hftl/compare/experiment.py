@@ -3,6 +3,7 @@
 It must not know the data, nor how a cell is run.
 """
 
+import bisect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ CHANCE = ("majority", "prior")
 FRAMES = {
     "own_schedule": "Each arm follows its own default schedule, which has a floor on steps.",
     "convergence": "Each arm trains until its validation loss stops falling, five times its default steps at most.",
-    "steps": "Each trained arm makes the same number of optimizer steps with the same batch.",
+    "steps": "At each size every trained arm makes the same number of optimizer steps with the same batch.",
     "flops": "Each trained arm may spend the floating-point operations of the reference arm.",
     "wall_time": "Each trained arm may spend the training seconds of the reference arm on this machine.",
 }
@@ -89,7 +90,7 @@ class Experiment:
     trials: int
     tuning_sizes: tuple[int, ...]
     frame: str
-    max_steps: int | None
+    max_steps: tuple[int, ...]  # under the frame `steps`: one number, or one for each size from the smallest
     reference: str
     metric: str
     margin: float
@@ -107,6 +108,11 @@ class Experiment:
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def steps_at(self, size: int) -> int:
+        """Optimizer steps under the frame `steps`; a size between two rungs has those of the smaller."""
+        rung = max(bisect.bisect_right(self.sizes, size) - 1, 0)
+        return self.max_steps[rung if len(self.max_steps) > 1 else 0]
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -143,7 +149,7 @@ def read_experiment(path: Path) -> Experiment:
         trials=int(_number(raw, "trials", 0)),
         tuning_sizes=_integers(raw, "tuning_sizes") if raw.get("tuning_sizes") else tuple(sorted(sizes)[-1:]),
         frame=raw.get("budget") or "own_schedule",
-        max_steps=None if raw.get("max_steps") is None else int(_number(raw, "max_steps", 0)),
+        max_steps=() if raw.get("max_steps") is None else _integers(raw, "max_steps", distinct=False),
         reference=raw.get("reference") or _default_reference(arms),
         metric=raw.get("metric") or "accuracy",
         margin=_number(raw, "margin", 0.02),
@@ -196,8 +202,15 @@ def _check_experiment(experiment: Experiment) -> None:
     names = [arm.name for arm in experiment.arms]
     if experiment.frame not in FRAMES:
         raise unknown_name("budget", experiment.frame, FRAMES)
-    if (experiment.frame == "steps") != (experiment.max_steps is not None):
+    if (experiment.frame == "steps") != bool(experiment.max_steps):
         raise UserError("`budget: steps` and `max_steps: N` go together: one without the other says nothing.")
+    if experiment.max_steps and (
+        len(experiment.max_steps) not in (1, len(experiment.sizes)) or min(experiment.max_steps) < 1
+    ):
+        raise UserError(
+            f"max_steps is {list(experiment.max_steps)} for {len(experiment.sizes)} sizes; give one number above 0, "
+            "or one for each size, the smallest first."
+        )
     if experiment.reference not in names:
         raise unknown_name("reference arm", experiment.reference, names)
     if len(names) < 2:
@@ -257,13 +270,13 @@ def _number(raw: dict[str, Any], key: str, default: float) -> float:
     return value
 
 
-def _integers(raw: dict[str, Any], key: str) -> tuple[int, ...]:
+def _integers(raw: dict[str, Any], key: str, *, distinct: bool = True) -> tuple[int, ...]:
     values = raw[key] if isinstance(raw[key], list) else [raw[key]]
     try:
         numbers = tuple(int(value) for value in values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{key} is {raw[key]!r}; give whole numbers, such as [64, 256, 1024].") from error
-    if len(set(numbers)) < len(numbers) or not numbers:
+    if (distinct and len(set(numbers)) < len(numbers)) or not numbers:
         raise UserError(f"{key} is {raw[key]!r}; give different numbers, at least one.")
     return numbers
 

@@ -147,7 +147,7 @@ def build_cell(
     settings = {**experiment.data, **rows, "seed": seed, "validation_seed": seed}
     settings |= {"validation_fraction": experiment.validation_fraction, **experiment.settings}
     if arm.is_trained:
-        settings |= _frame_settings(experiment, arm, settings, modality, size - _num_validation(experiment, size))
+        settings |= _frame_settings(experiment, arm, settings, modality, size)
     settings |= {**chosen, **arm.settings}
     return Cell(arm.name, size, seed, "final" if trial is None else "tuning", settings, trial)
 
@@ -188,14 +188,15 @@ def default_steps(arm: Arm, modality: str, num_train_examples: int, batch_size: 
 
 
 def _frame_settings(
-    experiment: Experiment, arm: Arm, settings: Mapping[str, Any], modality: str, num_train_examples: int
+    experiment: Experiment, arm: Arm, settings: Mapping[str, Any], modality: str, size: int
 ) -> dict[str, Any]:
     """What the budget frame says about a trained arm; validation losses on the way show whether it converged."""
     if experiment.frame == "steps":
-        return {"max_steps": experiment.max_steps, "eval_strategy": "steps", "eval_steps": 0.2}
+        return {"max_steps": experiment.steps_at(size), "eval_strategy": "steps", "eval_steps": 0.2}
     if experiment.frame != "convergence":
         return {"eval_strategy": "steps", "eval_steps": 0.2}
-    steps = default_steps(arm, modality, num_train_examples, effective_batch_size({**settings, **arm.settings}))
+    num_train = size - _num_validation(experiment, size)
+    steps = default_steps(arm, modality, num_train, effective_batch_size({**settings, **arm.settings}))
     every = max(1, steps // 5)
     return {
         "max_steps": CONVERGENCE_FACTOR * steps,

@@ -97,6 +97,17 @@ def test_under_equal_steps_every_trained_arm_makes_them(tmp_path, data):
     }  # fmt: skip
 
 
+def test_steps_may_grow_with_the_size(tmp_path, data):
+    _, _, cells = plan(tmp_path, data, "budget: steps", "sizes: [12, 20, 30]", "max_steps: [5, 5, 9]")
+    assert {cell.size: cell.settings["max_steps"] for cell in cells if cell.arm == "full"} == {12: 5, 20: 5, 30: 9}
+
+
+@pytest.mark.parametrize("steps", ["[5, 9]", "[5, 9, 0]"])
+def test_steps_that_do_not_fit_the_ladder_are_refused(tmp_path, data, steps):
+    with pytest.raises(UserError, match="one for each size, the smallest first"):
+        plan(tmp_path, data, "budget: steps", "sizes: [12, 20, 30]", f"max_steps: {steps}")
+
+
 def test_to_convergence_means_five_times_the_default_steps_and_an_early_stop(tmp_path, data):
     _, _, cells = plan(tmp_path, data, "budget: convergence")
     settings = next(cell.settings for cell in cells if cell.arm == "full")
