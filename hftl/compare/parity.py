@@ -18,7 +18,6 @@ FRAMES = ("own_schedule", "convergence", "steps", "flops", "wall_time")
 OWN_LENGTH = ("own_schedule", "convergence")  # the frames in which arms may train for different numbers of steps
 SEVERITIES = ("blocks", "warns", "notes")
 UNTRAINED = {"majority", "prior", "tfidf", "knn", "probe"}  # no training loop: no schedule, no optimizer steps
-LR_EDGE = "LR-edge"
 PLAN = ("seeds", "sizes", "arms", "trials", "frame", "schedules", "overlaps", "minimum_detectable_difference")
 DURATION = ("max_steps", "num_train_epochs")
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -157,16 +156,6 @@ def check_table(
     question, plan = question or {}, dict(expected or {})
     plan.setdefault("frame", (question.get("budget") or {}).get("frame") or "steps")
     return check_parity(rows, question, list(arms.values()), expected=plan)
-
-
-def find_blocking(parity: Mapping[str, Any], better: str, worse: str) -> list[dict[str, Any]]:
-    """Flags that forbid the claim that `better` beats `worse`; an equivalence needs both directions free.
-
-    A rate at the edge of its range forbids only claims against that arm: with a wider range it could only gain.
-    """
-    blocking = (flag for flag in parity["flags"] if flag["severity"] == "blocks")
-    pair = {better, worse}
-    return [f for f in blocking if not f["arms"] or ({worse} if f["what"] == LR_EDGE else pair) & set(f["arms"])]
 
 
 def _build_study(cells: Sequence[Cell], question: Mapping, arms: Sequence[Mapping], expected: Mapping) -> Study:
@@ -722,7 +711,7 @@ RULES: list[Rule] = [
         "The same number of tuning trials for every trained arm.",
     ),
     Rule(
-        LR_EDGE,
+        "LR-edge",
         "blocks",
         "The optimum may be outside: no claim that this arm is worse, until its range is extended.",
         _find_edges,

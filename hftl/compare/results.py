@@ -331,7 +331,7 @@ def compare_arms(campaign: Campaign, scores: dict[tuple, Scores]) -> list[dict[s
                 sides = [[scores[arm, size, seed] for seed in seeds] for arm in (a, b)]
                 pair = _compare(a, b, *sides, experiment=experiment, size=size, alpha=alpha)
                 pairs.append(pair | {"is_primary": experiment.reference in (a, b)})
-    return finish_pairs(pairs, alpha)
+    return finish_pairs(pairs, alpha, titles={arm.name: arm.title for arm in experiment.arms})
 
 
 def _compare(

@@ -127,7 +127,7 @@ def pair_from_interval(
 # --- all pairs
 
 
-def finish_pairs(pairs: Sequence[Pair], alpha: float) -> list[Pair]:
+def finish_pairs(pairs: Sequence[Pair], alpha: float, *, titles: Mapping[str, str] | None = None) -> list[Pair]:
     """Set `p_holm`, `verdict`, `more_seeds`, `more_test_rows` and `sentence` of every pair.
 
     Differences and equivalences are two families, each corrected by Holm over its pairs: with all looks together the
@@ -153,7 +153,7 @@ def finish_pairs(pairs: Sequence[Pair], alpha: float) -> list[Pair]:
         ]
         needs = _plan_more(pair, family, alpha) if pair["verdict"] == "inconclusive" else (Need(None), Need(None))
         pair["more_seeds"], pair["more_test_rows"] = needs[0].number, needs[1].number
-        pair["sentence"] = f"{_describe(pair)}: {_conclude(pair, needs, alpha)}."
+        pair["sentence"] = f"{_describe(pair, titles)}: {_conclude(pair, needs, alpha)}."
     return finished
 
 
@@ -194,15 +194,16 @@ def _points(pair: Pair) -> str:
     return " points" if pair["is_points"] else ""
 
 
-def _describe(pair: Pair) -> str:
-    """`At 256 labels lora scores 3.1 points more than full (95 % interval +1.2 to +5 points, 5 seeds, 1,000 rows)`."""
+def _describe(pair: Pair, titles: Mapping[str, str] | None = None) -> str:
+    """`At 256 labels LoRA scores 3.1 points more than Probe (95 % interval +1.2 to +5, 5 seeds, 1,000 rows)`."""
     difference, unit = pair["difference"], _points(pair)
+    a, b = ((titles or {}).get(name, name) for name in (pair["a"], pair["b"]))
     if difference == 0:
-        relation = f"{pair['a']} and {pair['b']} score the same"
+        relation = f"{a} and {b} score the same"
     else:
         more = "more" if difference > 0 else "less"
         hint = "" if pair["greater_is_better"] else f" (lower is better: {'worse' if difference > 0 else 'better'})"
-        relation = f"{pair['a']} scores {_amount(abs(difference), pair)}{unit} {more} than {pair['b']}{hint}"
+        relation = f"{a} scores {_amount(abs(difference), pair)}{unit} {more} than {b}{hint}"
     limits = f"{_amount(pair['low'], pair, True)} to {_amount(pair['high'], pair, True)}{unit}"
     seeds = f"{pair['num_seeds']} seed{'s' * (pair['num_seeds'] > 1)}"
     level = f"{100 * (1 - pair['alpha']):.4g} % interval"
@@ -227,7 +228,7 @@ def _conclude(pair: Pair, needs: tuple[Need, Need], alpha: float) -> str:
 
 def _advise(needs: tuple[Need, Need]) -> str:
     seeds, rows = needs
-    options = [f"{seeds.number:,} more seeds"] if seeds.number else []
+    options = [f"{seeds.number:,} more seed{'s' * (seeds.number > 1)}"] if seeds.number else []
     options += [f"{rows.number:,} more test rows"] if rows.number else []
     if options:
         text = f"about {' or '.join(options)} would decide if the estimates hold"
@@ -278,7 +279,7 @@ def overall_verdict(
     Args:
         pairs: from `finish_pairs`; every two arms that are to be told apart need one, or a chain of "better".
         summary, curves, parity, cost, question: the entries of results.json; any may be empty in a partial campaign.
-        titles: names of arms for the headline and the lines; the pairs' sentences keep the names that they have.
+        titles: names of arms for the headline and the lines; those in the pairs' sentences are from `finish_pairs`.
 
     Returns:
         headline, status ("decided" when some size has a winner, "undecided", "blocked"), lines, next_experiment.

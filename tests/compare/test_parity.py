@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hftl.compare.parity import RULES, check_parity, check_table, find_blocking
+from hftl.compare.parity import RULES, check_parity, check_table
 from hftl.errors import UserError
 
 MODES = {
@@ -525,26 +525,6 @@ def test_the_tolerance_of_a_frame_is_what_it_says(name, inside, outside):
         for cell in cells_of(campaign, "lora"):
             cell["train_flops" if name == "flops" else "train_seconds"] *= factor
         assert check(campaign)["is_blocked"] is is_blocked
-
-
-# --- which claims a flag forbids
-
-
-def test_an_edge_forbids_only_claims_against_its_arm():
-    campaign = build_campaign()
-    touch_edge(campaign)
-    parity = check(campaign)
-    assert find_blocking(parity, "scratch", "full") == []
-    assert [flag["what"] for flag in find_blocking(parity, "full", "scratch")] == ["LR-edge"]
-    assert find_blocking(parity, "full", "lora") == []
-
-
-def test_a_leak_forbids_claims_in_both_directions():
-    campaign = build_campaign()
-    leak_validation(campaign)
-    parity = check(campaign)
-    assert find_blocking(parity, "lora", "full") and find_blocking(parity, "full", "lora")
-    assert find_blocking(parity, "full", "scratch") == []
 
 
 # --- mistakes of the caller
