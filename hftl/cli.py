@@ -23,6 +23,8 @@ verbs:
            majority|prior|tfidf|knn are run in the same way
   compare  [EXPERIMENT.yaml]: run every arm on a ladder of label numbers and say which wins; without a file, an example
   report   FOLDER: write the report of a comparison again from what its folder holds
+  adapters list the methods of --mode peft
+  merge    RUN OUT: fold the adapter of a run into the weights, check that the answers stay, leave a plain checkpoint
 
 examples:
   hftl train --mode peft
@@ -185,6 +187,37 @@ def report(argv: list[str]) -> None:
     _print_verdict(Path(argv[0]))
 
 
+def adapters(argv: list[str]) -> None:
+    """`hftl adapters`: the methods of --mode peft, what each changes, its rate and where it comes from."""
+    if argv:
+        print("usage: hftl adapters")
+        if argv[0] not in ("-h", "--help"):
+            raise UserError("`hftl adapters` takes no words.")
+        return
+    from hftl.models.adapters import describe_adapters
+
+    table = describe_adapters()
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def merge(argv: list[str]) -> None:
+    """`hftl merge RUN OUT`: a plain checkpoint from an adapter, measured against it."""
+    parser = _Parser(prog="hftl merge", description=merge.__doc__, allow_abbrev=False)
+    parser.add_argument("run", type=Path, help="run folder of --mode peft")
+    parser.add_argument("out", type=Path, help="new folder for the checkpoint")
+    parser.add_argument("--tolerance", type=float, help="largest change of a logit, in units of the logits' spread")
+    options = parser.parse_args(argv)
+    _configure_logging()
+    from hftl.merge import TOLERANCE, merge_run
+
+    _quiet_libraries()
+    tolerance = TOLERANCE if options.tolerance is None else options.tolerance
+    print(merge_run(options.run, options.out, tolerance=tolerance))
+    print(f"saved in {options.out}")
+
+
 def _print_verdict(folder: Path) -> None:
     import json
 
@@ -232,7 +265,13 @@ def _summarize_parameters(model: dict) -> list[str]:
     total, trained = model["num_parameters"], model["num_trainable_parameters"]
     if not total or trained is None:  # a baseline without a network
         return []
-    return [f"trained {trained:,} of {total:,} parameters ({trained / total:.2%})"]
+    lines = [f"trained {trained:,} of {total:,} parameters ({trained / total:.2%})"]
+    if (coverage := model.get("coverage")) and coverage["num_modules"]:
+        lines.append(
+            f"adapted {coverage['num_modules']} modules ({', '.join(coverage['modules'])}): "
+            f"{coverage['share_of_parameters']:.0%} of the parameters, {coverage['share_of_flops']:.0%} of the FLOPs"
+        )
+    return lines
 
 
 def default_config(name: str) -> Path:
@@ -265,4 +304,10 @@ def _quiet_libraries() -> None:
         datasets.disable_progress_bars()
 
 
-VERBS: dict[str, Callable[[list[str]], None]] = {"train": train, "compare": compare, "report": report}
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "compare": compare,
+    "report": report,
+    "adapters": adapters,
+    "merge": merge,
+}

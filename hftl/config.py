@@ -104,14 +104,30 @@ class ModelArguments:
         "Stop after so many evaluations without a better one, and keep the best; needs --eval_strategy, "
         "--save_strategy of the same kind and --load_best_model_at_end.",
     )
-    adapter: str = _option("lora", "PEFT method.")
-    lora_r: int = _option(16, "Rank of the LoRA matrices.")
+    freeze_layers: int = _option(
+        0, "Mode full: keep the embeddings and so many of the lowest layers or stages as they are."
+    )
+    adapter: str = _option("lora", "PEFT method; `hftl adapters` lists them.")
+    adapter_config: str | None = _option(
+        None, "More settings of the method's peft configuration, as a JSON object; they win over the other flags."
+    )
+    lora_r: int = _option(16, "Rank of LoRA, and of the other methods that have one.")
     lora_alpha: int = _option(16, "LoRA scale: the update is multiplied by lora_alpha / lora_r.")
     lora_dropout: float = _option(0.0, "Dropout in front of the LoRA matrices.")
-    target_modules: list[str] | None = _option(None, "Modules to adapt; default: chosen from the network.")
+    target_modules: list[str] | None = _option(
+        None,
+        "Modules to adapt: ends of names, regular expressions for whole names, or all-linear, attention, mlp, conv; "
+        "default: chosen from the network.",
+    )
+    num_virtual_tokens: int = _option(20, "Length of what prefix, prompt and p-tuning put in front of a text.")
 
     def __post_init__(self) -> None:
         _check_positive("lora_r", self.lora_r)
+        _check_positive("num_virtual_tokens", self.num_virtual_tokens)
+        if isinstance(self.adapter_config, str):
+            raise UserError(f'--adapter_config is {self.adapter_config!r}; give a JSON object such as {{"r": 4}}.')
+        if self.freeze_layers < 0:
+            raise UserError(f"--freeze_layers is {self.freeze_layers}; give 0 or more.")
         _check_positive("early_stopping_patience", self.early_stopping_patience)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 import transformers
 from torch import nn
 
@@ -17,6 +18,7 @@ from hftl.errors import UserError
 from hftl.examples import Examples, describe_source, load_examples, prepare_examples
 from hftl.head_start import initialize_head
 from hftl.metrics import compute_metrics, compute_predictions, compute_probabilities, compute_report, greater_is_better
+from hftl.models.adapters import find_adapter
 from hftl.models.head import head_modules
 from hftl.models.load import load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
@@ -57,7 +59,8 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         keep_freed_memory()
         transformers.set_seed(args.training.seed)
         with args.training.main_process_first():
-            read_config(args.model, task)  # a wrong name is found before the data are read
+            # A wrong name, or an adapter that this network cannot have, is found before the data are read.
+            mode.check(args.model, read_config(args.model, task), task.modality)
             examples = load_examples(args.data, task, args.training.seed)
             processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
             rows = prepare_examples(examples, task, processor, args.data)
@@ -70,11 +73,13 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         wanted = mode.head_init[task.modality] if args.model.head_init == "auto" else args.model.head_init
         head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
     with ledger.bucket("startup"):
+        coverage = mode.cover(loaded.network, args.model, heads, sample_inputs(args, rows["train"], collator))
         network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type)
         folder = open_run_folder(args, network)
         trainer = build_trainer(args, network, heads, examples, rows, collator, processor, ledger)
         trainer.meter.head_flops = head.get("flops", 0)
         record = start_record(args, examples, network, head, write_config(args, folder))
+        record.model["coverage"] = coverage
     with recorded(record, folder, ledger, trainer), PeakMemory() as memory:
         if mode.is_trained:
             with ledger.bucket("train"):
@@ -97,6 +102,8 @@ def check_arguments(args: Arguments) -> None:
         raise UserError("Give --model_name_or_path: a Hub id, a folder, or bundled:minilm-l6.")
     if args.model.config_overrides and args.model.mode != "scratch":
         raise UserError("--config_overrides changes the network, so it works with --mode scratch only.")
+    if args.model.freeze_layers and args.model.mode != "full":
+        raise UserError("--freeze_layers is for --mode full: the other modes freeze all of the body, or nothing.")
     if args.model.head_init == "random" and args.model.mode == "probe":
         raise UserError("--mode probe is a head fitted on features; --head_init random does not apply to it.")
     if args.model.dtype != "float32" and args.model.mode in ("full", "scratch"):
@@ -148,10 +155,25 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
         }
     )
     batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    schedule = mode.defaults(describe_schedule(network, task.modality, num_train_examples, batch_size))
+    schedule = mode.defaults(
+        describe_schedule(network, task.modality, num_train_examples, batch_size, adapter=args.model.adapter)
+    )
     if "num_train_epochs" in args.given:
         schedule.pop("max_steps", None)
     args.set_defaults(schedule)
+
+
+def choose_head_rate(args: Arguments) -> float | None:
+    """That of the flag, or the adapter's own where the run has the adapter's own rate; None: the rate of the rest."""
+    if args.model.head_learning_rate or args.model.mode != "peft" or "learning_rate" in args.given:
+        return args.model.head_learning_rate
+    return find_adapter(args.model.adapter).head_learning_rate
+
+
+def sample_inputs(args: Arguments, rows: datasets.Dataset, collator: Callable) -> dict[str, torch.Tensor]:
+    """Two rows as the network reads them."""
+    batch = collator(rows.__getitems__(list(range(min(2, len(rows))))))
+    return {name: tensor.to(args.training.device) for name, tensor in batch.items() if name != "labels"}
 
 
 def build_trainer(
@@ -173,7 +195,7 @@ def build_trainer(
     trainer = FineTuningTrainer(
         problem_type=info.problem_type,
         head_names=heads,
-        head_learning_rate=args.model.head_learning_rate,
+        head_learning_rate=choose_head_rate(args),
         ledger=ledger,
         model=network,
         args=args.training,
@@ -183,6 +205,8 @@ def build_trainer(
         processing_class=processor,
         compute_metrics=evaluate,
     )
+    if args.model.mode == "peft" and (callback := find_adapter(args.model.adapter).callback):
+        trainer.add_callback(callback(network))
     if args.model.early_stopping_patience:
         trainer.add_callback(transformers.EarlyStoppingCallback(args.model.early_stopping_patience))
     return trainer

@@ -93,11 +93,27 @@ IMAGE_NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "efficientnet": ("EfficientNetForImageClassification", "EfficientNetConfig", _EFFICIENTNET),
 }
 NETWORKS = TEXT_NETWORKS | IMAGE_NETWORKS
+# With which only the adapters are tried: T5's head reads where the text ends, DINOv2's two vectors.
+TEXT_ONLY_ADAPTED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "t5": (
+        "T5ForSequenceClassification",
+        "T5Config",
+        {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        | {"dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0},
+    ),
+}
+IMAGE_ONLY_ADAPTED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "dinov2": (
+        "Dinov2ForImageClassification",
+        "Dinov2Config",
+        _VIT | _NO_DROPOUT | {"mlp_ratio": 2, "layerscale_value": 1.0},
+    ),
+}
 
 
 def build_network(name: str, *, problem_type: str = SINGLE, num_labels: int = 3, seed: int = 0, **changes: Any) -> Any:
     """A network of `NETWORKS` with weights large enough for its logits to depend on its inputs."""
-    network_class, config_class, settings = NETWORKS[name]
+    network_class, config_class, settings = (NETWORKS | TEXT_ONLY_ADAPTED | IMAGE_ONLY_ADAPTED)[name]
     config = getattr(transformers, config_class)(**settings | {"num_labels": num_labels} | changes)
     config.problem_type = problem_type
     torch.manual_seed(seed)

@@ -9,9 +9,10 @@ from torch import nn
 
 from hftl.config import ModelArguments
 from hftl.errors import UserError
-from hftl.models.adapters import build_adapter, default_targets, is_convolutional
+from hftl.models.adapters import build_adapter, check_adapter, find_targets
 from hftl.models.head import head_modules
-from hftl.models.modes import MODES
+from hftl.models.modes import MODES, freeze_lower_layers
+from hftl.models.targets import default_targets, describe_coverage, is_convolutional
 from tests.networks import IMAGE_SIZE, NETWORKS, TEXT_NETWORKS, build_network
 
 BERT_LAYER = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
@@ -49,7 +50,7 @@ TARGETS = {
 }
 
 
-def find_targets(network, new=()):
+def find_default_targets(network, new=()):
     return default_targets(network, head_modules(network, new))
 
 
@@ -67,13 +68,13 @@ def build_batch(name):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_modules_that_are_adapted_by_default(name):
-    assert sorted(find_targets(build_network(name))) == sorted(TARGETS[name])
+    assert sorted(find_default_targets(build_network(name))) == sorted(TARGETS[name])
 
 
 def test_a_pooler_that_is_new_is_trained_whole_instead_of_adapted():
     """A checkpoint of a masked language model has none: LoRA over random weights would be a random head."""
     new = ["bert.pooler.dense.weight", "bert.pooler.dense.bias"]
-    assert find_targets(build_network("bert"), new) == BERT
+    assert find_default_targets(build_network("bert"), new) == BERT
     saved = adapt(build_network("bert"), new).peft_config["default"].modules_to_save
     assert saved == ["classifier", "bert.pooler.dense"]
 
@@ -82,7 +83,7 @@ def test_a_pooler_that_is_new_is_trained_whole_instead_of_adapted():
 def test_no_head_and_no_grouped_convolution_is_adapted(name):
     network = build_network(name)
     heads = head_modules(network, [])
-    targets = find_targets(network)
+    targets = find_default_targets(network)
     assert targets
     for target in targets:
         module = network.get_submodule(target)
@@ -94,7 +95,7 @@ def test_a_network_without_anything_to_adapt_is_refused():
     network = build_network("vit")
     network.vit = nn.Identity()
     with pytest.raises(UserError, match="ViTForImageClassification has neither linear layers nor convolutions"):
-        find_targets(network)
+        find_default_targets(network)
 
 
 def test_grouped_convolutions_are_left_out_and_linear_layers_beside_convolutions_taken_in():
@@ -105,7 +106,7 @@ def test_grouped_convolutions_are_left_out_and_linear_layers_beside_convolutions
         nn.Conv2d(16, 16, 3),
         nn.Linear(16, 16),
     )
-    assert find_targets(network) == ["vit.2", "vit.3"]
+    assert find_default_targets(network) == ["vit.2", "vit.3"]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -201,3 +202,113 @@ def test_a_head_over_a_bfloat16_body_is_float32_and_reads_it():
     with torch.inference_mode():
         expected = build_network("distilbert")(**build_batch("distilbert")).logits
     torch.testing.assert_close(logits, expected, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "expected"),
+    [
+        ("bert", "attention", {"query", "key", "value", "dense"}),
+        ("bert", "mlp", {"dense"}),
+        ("llama", "mlp", {"gate_proj", "up_proj", "down_proj"}),
+        ("gpt2", "attention", {"c_attn", "c_proj"}),
+        ("resnet", "conv", {"convolution"}),
+        ("vit", "all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"}),
+        ("vit", r"vit\.layers\.1\..*fc\d", {"fc1", "fc2"}),
+    ],
+)
+def test_words_and_expressions_for_targets(name, word, expected):
+    network = build_network(name)
+    targets = find_targets(network, ModelArguments(target_modules=[word]), head_modules(network, []))
+    assert {target.rsplit(".", 1)[-1] for target in targets} == expected
+    if name == "bert":  # each has two layers of each kind; the pooler belongs to neither
+        assert len(targets) == {"attention": 8, "mlp": 4}[word]
+
+
+def test_an_expression_that_is_none_is_refused():
+    with pytest.raises(UserError, match=r"'\(' is no regular expression"):
+        adapt(build_network("bert"), target_modules=["("])
+
+
+def test_modules_that_the_method_cannot_change_are_refused():
+    with pytest.raises(UserError, match="changes linear layers, but the modules to adapt of ResNet.* are convolution"):
+        adapt(build_network("resnet"), adapter="miss")
+    with pytest.raises(UserError, match="changes normalization layers, but .* are linear layers"):
+        adapt(build_network("bert"), adapter="ln-tuning", target_modules=["query"])
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name", "modality", "message"),
+    [
+        ("prompt", "vit", "image", "prompt does not work with vit: it puts virtual tokens .* What does: lora,"),
+        ("prefix", "deberta", "text", "prefix does not work with deberta-v2: .* prompt, p-tuning"),
+        ("oft", "convnext", "image", "oft does not work with convnext"),
+        ("lorra", "bert", "text", "Did you mean 'lora'"),
+    ],
+)
+def test_an_adapter_that_a_network_cannot_have_is_refused_by_its_configuration(adapter, name, modality, message):
+    with pytest.raises(UserError, match=message):
+        check_adapter(ModelArguments(adapter=adapter), build_network(name).config, modality)
+
+
+def test_prompts_take_no_target_modules():
+    args = ModelArguments(adapter="prompt", target_modules=["query"])
+    with pytest.raises(UserError, match="adapts no modules: leave --target_modules out"):
+        check_adapter(args, build_network("bert").config, "text")
+
+
+def test_more_settings_of_peft_go_through_and_unknown_ones_do_not():
+    adapted = adapt(build_network("bert"), adapter_config={"use_rslora": True, "r": 2})
+    layer = adapted.base_model.model.bert.encoder.layer[0].attention.self.query
+    assert layer.lora_A["default"].weight.shape == (2, 16) and layer.use_rslora["default"]
+    with pytest.raises(UserError, match="Unknown setting of LoraConfig 'use_rslroa'. Did you mean 'use_rslora'"):
+        adapt(build_network("bert"), adapter_config={"use_rslroa": True})
+
+
+def test_coverage_is_the_share_of_parameters_and_of_multiplications():
+    network = build_network("bert")
+    targets = find_default_targets(network)
+    found = describe_coverage(network, targets, build_batch("bert"))
+    weights = sum(network.get_submodule(name).weight.numel() for name in targets)
+    assert found["share_of_parameters"] == weights / sum(p.numel() for p in network.parameters())
+    # The layers read 4 x 9 words, the pooler 4 rows; beside them only the classifier multiplies, 16 x 3 a row.
+    pooler = network.bert.pooler.dense.weight.numel()
+    inside = 36 * (weights - pooler) + 4 * pooler
+    assert found["share_of_flops"] == pytest.approx(inside / (inside + 4 * 16 * 3))
+    assert found["num_modules"] == 13 and found["modules"] == ["dense", "key", "query", "value"]
+    assert describe_coverage(network, [], build_batch("bert"))["share_of_flops"] == 0
+
+
+def test_adalora_moves_its_ranks_over_the_steps_of_the_run():
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from hftl.models.adapters import ADAPTERS
+
+    adapted = adapt(build_network("bert"), adapter="adalora")
+    callback, state = ADAPTERS["adalora"].callback(adapted), TrainerState(max_steps=20)
+    hooks = (TrainingArguments(output_dir="unused", use_cpu=True), state, TrainerControl())
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=0.05)
+    callback.on_train_begin(*hooks)
+    for step in range(20):
+        state.global_step = step
+        adapted(**build_batch("bert")).logits.square().sum().backward()
+        plain = [p.grad.clone() for name, p in adapted.named_parameters() if ".lora_A." in name]
+        callback.on_pre_optimizer_step(*hooks)
+        penalized = [p.grad for name, p in adapted.named_parameters() if ".lora_A." in name]
+        assert any(not torch.equal(a, b) for a, b in zip(plain, penalized, strict=True))
+        optimizer.step()
+        callback.on_optimizer_step(*hooks)
+        optimizer.zero_grad()
+    ranks = [sum(pattern) for pattern in adapted.peft_config["default"].rank_pattern.values()]
+    assert sum(ranks) == 4 * len(ranks)  # 6 at the start, 4 on average at the end, not the same everywhere
+    assert len(set(ranks)) > 1
+
+
+def test_the_lowest_layers_can_stay_as_they_are():
+    network = build_network("bert")
+    freeze_lower_layers(network, 1, ["classifier"])
+    frozen = {name.split(".")[1] for name, p in network.named_parameters() if not p.requires_grad}
+    assert frozen == {"embeddings", "encoder"}
+    assert all(p.requires_grad == ("layer.1." in name) for name, p in network.bert.encoder.named_parameters())
+    assert network.bert.pooler.dense.weight.requires_grad and network.classifier.weight.requires_grad
+    with pytest.raises(UserError, match="--freeze_layers is 2, but bert.encoder.layer has 2 layers; leave one free"):
+        freeze_lower_layers(build_network("bert"), 2, ["classifier"])

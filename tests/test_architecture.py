@@ -44,7 +44,8 @@ for position, name in enumerate(RUNS):
     MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "tasks", "models", *RUNS[:position]}
 # A comparison plans runs and reads their records; how a run works it does not know.
 STUDIES = {*BASE, "run", "baselines", "examples", "metrics", "cost", "tasks", "yaml_file", "data.subsets", "data.load"}
-STUDIES |= {"models.modes"}  # the default schedules, which a plan must foresee
+STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
+STUDIES |= {"allocator"}  # a worker runs many cells
 MAY_IMPORT |= {
     "compare": STUDIES,
     "advise": STUDIES,

@@ -14,6 +14,7 @@ from hftl.baselines import BASELINES
 from hftl.compare.stats import alpha_at_look
 from hftl.config import flag_names
 from hftl.errors import UserError, unknown_name
+from hftl.models.adapters import ADAPTERS
 from hftl.models.modes import MODES
 from hftl.yaml_file import read_yaml
 
@@ -183,9 +184,12 @@ def _read_arms(raw: dict[str, Any], settings: dict[str, Any]) -> tuple[Arm, ...]
     for name, own in named.items():
         own = dict(own) if isinstance(own, dict) else {} if own is None else {"mode": own}
         title = own.pop("title", None) or TITLES.get(name, name)
-        own.setdefault("mode", "peft" if name == "lora" else name)
+        if name in ADAPTERS and "mode" not in own:
+            title = ADAPTERS[name].title if title == name else title
+            own = {"mode": "peft"} | ({} if name == "lora" else {"adapter": name}) | own
+        own.setdefault("mode", name)
         if own["mode"] not in MODES and own["mode"] not in BASELINES:
-            raise unknown_name(f"mode of the arm {name!r}:", own["mode"], {*MODES, *BASELINES, "lora"})
+            raise unknown_name(f"mode of the arm {name!r}:", own["mode"], {*MODES, *BASELINES, *ADAPTERS})
         own = {"mode": own["mode"]} | _flags({key: own[key] for key in own if key != "mode"}, f"the arm {name!r}")
         search = {flag: _range(flag, limits) for flag, limits in (ranges.get(name) or {}).items()}
         has_network = own["mode"] in MODES or BASELINES[own["mode"]].has_network

@@ -1,84 +1,417 @@
-"""Which PEFT configuration belongs to an adapter name, and which modules of a network it adapts."""
+"""Which PEFT methods are there, what can each of them change, and how is a network wrapped in one?
 
-from collections.abc import Callable
+A method is one entry of `ADAPTERS`. Its rate and its limits are measured in docs/adapters.md.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
+from transformers import TrainerCallback
 
 from hftl.errors import UserError, unknown_name
-from hftl.models.load import body_prefix
+from hftl.models.adalora import AllocateRanks
+from hftl.models.targets import BIAS, CONV1D, CONV2D, LINEAR, NORM, describe_coverage, resolve_targets
+
+ALL_LAYERS = frozenset({LINEAR, CONV1D, CONV2D})
+# Networks whose code, as of transformers 5.23, peft 0.21 cannot put virtual tokens in front of, or has no place for
+# the keys and values of a prefix. Tested network by network in tests/test_adapter_matrix.py.
+NO_PROMPT = {
+    "distilbert": "peft does not find its width",
+    "albert": "its embeddings are narrower than its layers",
+    "t5": "its classifier takes no embeddings",
+}
+NO_PREFIX = NO_PROMPT | dict.fromkeys(
+    ("modernbert", "deberta", "deberta-v2", "mpnet"), "its layers take no past keys and values"
+)
+# peft 0.21 takes four-dimensional inputs of a linear layer for those of a convolution.
+NO_OFT = dict.fromkeys(("convnext", "convnextv2"), "its linear layers read images, which peft's OFT does not expect")
 
 
-def default_targets(network: nn.Module, heads: list[str]) -> list[str]:
-    """The modules that LoRA adapts when none are named.
+@dataclass(frozen=True)
+class Request:
+    """What a method builds its peft configuration from.
 
-    Every linear layer of the body (adapting all of them matters more than the rank: Biderman et al. 2024; Schulman
-    2025). In a convolutional network the 1x1 convolutions, which hold most of its weights, or, where there are
-    none, as in ResNet-18, every ungrouped convolution but the first. Squeeze-and-excitation gates are left alone.
+    Attributes:
+        args: the `ModelArguments`.
+        network: not yet wrapped.
+        targets: full names of the modules to adapt; none for prompts.
+        heads: modules that are trained whole and saved with the adapter.
+        task_type: of peft, or None for images.
     """
-    prefix = body_prefix(network)
-    body = [
-        (name, module)
-        for name, module in network.named_modules()
-        if name.startswith(prefix)
-        and "squeeze" not in name
-        and not any(name == head or name.startswith(f"{head}.") for head in heads)
-    ]
-    linear = [name for name, module in body if isinstance(module, (nn.Linear, Conv1D))]  # Conv1D: GPT-2's linear layer
-    convolutions = [(name, module) for name, module in body if isinstance(module, nn.Conv2d) and module.groups == 1]
-    if linear and not is_convolutional(network):
-        return linear
-    pointwise = [name for name, module in convolutions if module.kernel_size == (1, 1)]
-    wider = [name for name, module in convolutions[1:] if module.kernel_size != (1, 1)]
-    spatial_weights = sum(network.get_submodule(name).weight.numel() for name in wider)
-    pointwise_weights = sum(network.get_submodule(name).weight.numel() for name in pointwise)
-    chosen = pointwise if pointwise_weights >= spatial_weights else pointwise + wider
-    if not chosen + linear:
-        raise UserError(f"{type(network).__name__} has neither linear layers nor convolutions that LoRA can adapt.")
-    return chosen + linear
+
+    args: Any
+    network: nn.Module
+    targets: list[str]
+    heads: list[str]
+    task_type: str | None
+
+    def common(self) -> dict[str, Any]:
+        """What every configuration has."""
+        placed = {"target_modules": self.targets} if self.targets else {}
+        return {**placed, "modules_to_save": list(self.heads), "task_type": self.task_type}
 
 
-def is_convolutional(network: nn.Module) -> bool:
-    """Whether most of the weights in matrix products are those of convolutions."""
-    weights = {nn.Conv2d: 0, nn.Linear: 0}
-    for name, module in network.named_modules():
-        if type(module) in weights and name.startswith(body_prefix(network)):
-            weights[type(module)] += module.weight.numel()
-    return weights[nn.Conv2d] > weights[nn.Linear]
+@dataclass(frozen=True)
+class Adapter:
+    """One PEFT method.
+
+    Attributes:
+        title: as in its paper.
+        build: `Request` -> peft configuration; None: no peft, the biases of the network itself are trained.
+        layers: the kinds of layers that it changes; none: it puts virtual tokens in front of the text.
+        source: of the method and its defaults.
+        learning_rate: None for the rate of LoRA, which depends on the width of the network.
+        head_learning_rate: where the method's own rate would be too high for a head.
+        refused: model type -> why this network cannot have it.
+        is_mergeable: whether it can be folded into the weights, so that prediction costs nothing more.
+        rewrites_base: it starts by taking its part out of the frozen weights; loading does the same again.
+        callback: wrapped network -> what has to happen between the steps of training.
+    """
+
+    title: str
+    build: Callable[[Request], Any] | None
+    layers: frozenset[str]
+    source: str
+    learning_rate: float | None = None
+    head_learning_rate: float | None = None
+    refused: dict[str, str] = dataclasses.field(default_factory=dict)
+    is_mergeable: bool = True
+    rewrites_base: bool = False
+    callback: Callable[[nn.Module], TrainerCallback] | None = None
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it changes what the network reads, not its layers."""
+        return not self.layers
 
 
-def _build_lora(args: Any, targets: list[str], heads: list[str], task_type: str | None) -> Any:
+# --- configurations, one function each; peft is imported when one is called
+
+
+def _lora(request: Request, **changes: Any) -> Any:
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=targets,
-        modules_to_save=heads,
-        task_type=task_type,
+    args = request.args
+    settings = {"r": args.lora_r, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout}
+    return LoraConfig(**settings, **changes, **request.common())
+
+
+def _lora_variant(**changes: Any) -> Callable[[Request], Any]:
+    return lambda request: _lora(request, **changes)
+
+
+def _adalora(request: Request) -> Any:
+    from peft import AdaLoraConfig
+
+    rank = request.args.lora_r
+    # Starts with half as many ranks again as it keeps (Zhang et al. 2023, section 3.3). The callback knows the steps.
+    ranks = {"target_r": rank, "init_r": rank + rank // 2, "lora_alpha": request.args.lora_alpha, "total_step": 1}
+    return AdaLoraConfig(**ranks, lora_dropout=request.args.lora_dropout, **request.common())
+
+
+def _ia3(request: Request) -> Any:
+    from peft import IA3Config
+    from peft.utils.constants import (
+        TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD,
     )
 
+    # The input of the last feed-forward layer is scaled, the outputs of the others.
+    names = FEEDFORWARD.get(request.network.config.model_type, [])
+    inner = [target for target in request.targets if any(target.endswith(f".{name}") for name in names)]
+    return IA3Config(feedforward_modules=inner, **request.common())
 
-ADAPTERS: dict[str, Callable[[Any, list[str], list[str], str | None], Any]] = {"lora": _build_lora}
+
+def _vera(request: Request) -> Any:
+    from peft import VeraConfig
+
+    return VeraConfig(r=256, **request.common())
+
+
+def _loha(request: Request) -> Any:
+    from peft import LoHaConfig
+
+    return LoHaConfig(r=request.args.lora_r, alpha=request.args.lora_alpha, **request.common())
+
+
+def _lokr(request: Request) -> Any:
+    from peft import LoKrConfig
+
+    return LoKrConfig(r=request.args.lora_r, alpha=request.args.lora_alpha, **request.common())
+
+
+def _oft(request: Request) -> Any:
+    from peft import OFTConfig
+
+    # Exact Cayley transform: the Neumann series, peft's default, is an approximation for speed on large layers.
+    block = _common_divisor(request, largest=32)
+    return OFTConfig(r=0, oft_block_size=block, use_cayley_neumann=False, **request.common())
+
+
+def _boft(request: Request) -> Any:
+    from peft import BOFTConfig
+
+    block = _common_divisor(request, largest=8)
+    return BOFTConfig(boft_block_size=block, boft_n_butterfly_factor=1, **request.common())
+
+
+def _fourierft(request: Request) -> Any:
+    from peft import FourierFTConfig
+
+    layers = [request.network.get_submodule(name).weight for name in request.targets]
+    # 150 at a width of 768 (Gao et al. 2024, table 9); the inverse transform divides by the number of entries.
+    scaling = 150.0 * min(weight.numel() for weight in layers) / 768**2
+    frequencies = min(1000, min(weight.numel() for weight in layers))
+    # From zeros: peft's default starts as a random change of the network.
+    return FourierFTConfig(n_frequency=frequencies, scaling=scaling, init_weights=True, **request.common())
+
+
+def _hra(request: Request) -> Any:
+    from peft import HRAConfig
+
+    return HRAConfig(r=8, **request.common())  # Yuan et al. 2024: 8 reflections; must be even
+
+
+def _hira(request: Request) -> Any:
+    from peft import HiraConfig
+
+    return HiraConfig(r=request.args.lora_r, **request.common())
+
+
+def _miss(request: Request) -> Any:
+    from peft import MissConfig
+
+    return MissConfig(r=request.args.lora_r, **request.common())
+
+
+def _shira(request: Request) -> Any:
+    from peft import ShiraConfig
+
+    smallest = min(min(request.network.get_submodule(name).weight.shape) for name in request.targets)
+    return ShiraConfig(r=min(request.args.lora_r, smallest - 1), random_seed=0, **request.common())
+
+
+def _ln_tuning(request: Request) -> Any:
+    from peft import LNTuningConfig
+
+    return LNTuningConfig(**request.common())
+
+
+def _prefix(request: Request) -> Any:
+    from peft import PrefixTuningConfig
+
+    # From zeros: the default, N(0, 1), drowns the text in noise before the first step.
+    virtual = request.args.num_virtual_tokens
+    return PrefixTuningConfig(num_virtual_tokens=virtual, init_weights="zero", **request.common())
+
+
+def _prompt(request: Request) -> Any:
+    from peft import PromptTuningConfig
+
+    # From the vocabulary (Lester et al. 2021, section 3.2): random vectors are of another size than words.
+    virtual = request.args.num_virtual_tokens
+    return PromptTuningConfig(num_virtual_tokens=virtual, prompt_tuning_init="SAMPLE_VOCAB", **request.common())
+
+
+def _p_tuning(request: Request) -> Any:
+    from peft import PromptEncoderConfig
+
+    width = request.network.config.hidden_size
+    virtual = request.args.num_virtual_tokens
+    return PromptEncoderConfig(num_virtual_tokens=virtual, encoder_hidden_size=width, **request.common())
+
+
+def _common_divisor(request: Request, largest: int) -> int:
+    """The largest block, a power of two, into which the inputs of every layer divide."""
+    block = largest
+    for name in request.targets:
+        weight = request.network.get_submodule(name).weight
+        inputs = weight[0].numel()
+        while inputs % block:
+            block //= 2
+    if block < 2:
+        raise UserError(f"--adapter {request.args.adapter} rotates blocks of inputs; layers here have an odd number.")
+    return block
+
+
+# --- the methods
+
+ADAPTERS: dict[str, Adapter] = {
+    "lora": Adapter("LoRA", _lora, ALL_LAYERS, "Hu et al. 2022; all layers: Schulman 2025"),
+    "rslora": Adapter("rsLoRA", _lora_variant(use_rslora=True), ALL_LAYERS, "Kalajdzievski 2023"),
+    "dora": Adapter("DoRA", _lora_variant(use_dora=True), ALL_LAYERS, "Liu et al. 2024"),
+    "pissa": Adapter(
+        "PiSSA",
+        _lora_variant(init_lora_weights="pissa"),
+        frozenset({LINEAR, CONV1D}),
+        "Meng et al. 2024",
+        rewrites_base=True,
+    ),
+    "olora": Adapter(
+        "OLoRA",
+        _lora_variant(init_lora_weights="olora"),
+        frozenset({LINEAR}),
+        "Buyukakyuz 2024",
+        rewrites_base=True,
+    ),
+    "adalora": Adapter("AdaLoRA", _adalora, frozenset({LINEAR, CONV1D}), "Zhang et al. 2023", callback=AllocateRanks),
+    "ia3": Adapter("(IA)3", _ia3, ALL_LAYERS, "Liu et al. 2022, 3e-3", learning_rate=3e-3),
+    "vera": Adapter(
+        "VeRA", _vera, frozenset({LINEAR, CONV1D}), "Kopiczko et al. 2024, 4e-3 to 1e-2", learning_rate=4e-3
+    ),
+    "loha": Adapter("LoHa", _loha, frozenset({LINEAR, CONV2D}), "Hyeon-Woo et al. 2022; Yeh et al. 2024"),
+    "lokr": Adapter("LoKr", _lokr, frozenset({LINEAR, CONV2D}), "Edalati et al. 2022; Yeh et al. 2024"),
+    "oft": Adapter("OFT", _oft, frozenset({LINEAR}), "Qiu et al. 2023", refused=NO_OFT),
+    "boft": Adapter("BOFT", _boft, frozenset({LINEAR}), "Liu et al. 2024"),
+    "fourierft": Adapter(
+        "FourierFT",
+        _fourierft,
+        frozenset({LINEAR, CONV1D}),
+        "Gao et al. 2024, 3e-2 to 2e-1",
+        learning_rate=5e-2,
+        head_learning_rate=2e-3,
+    ),
+    "hra": Adapter("HRA", _hra, frozenset({LINEAR}), "Yuan et al. 2024"),
+    "hira": Adapter("HiRA", _hira, ALL_LAYERS, "Huang et al. 2025"),
+    "miss": Adapter("MiSS", _miss, frozenset({LINEAR}), "Kang and Yin 2025"),
+    "shira": Adapter("SHiRA", _shira, frozenset({LINEAR}), "Bhardwaj et al. 2024"),
+    "ln-tuning": Adapter("LN tuning", _ln_tuning, frozenset({NORM}), "Zhao et al. 2024"),
+    "bitfit": Adapter(
+        "BitFit",
+        None,
+        frozenset({BIAS}),
+        "Ben Zaken et al. 2022, 1e-4 to 1e-3",
+        learning_rate=1e-3,
+        is_mergeable=False,
+    ),
+    "prefix": Adapter(
+        "Prefix Tuning",
+        _prefix,
+        frozenset(),
+        "Li and Liang 2021; Liu et al. 2022, 5e-3 to 1e-2",
+        learning_rate=1e-2,
+        head_learning_rate=2e-3,
+        refused=NO_PREFIX,
+        is_mergeable=False,
+    ),
+    "prompt": Adapter(
+        "Prompt Tuning",
+        _prompt,
+        frozenset(),
+        "Lester et al. 2021",
+        learning_rate=3e-2,
+        head_learning_rate=2e-3,
+        refused=NO_PROMPT,
+        is_mergeable=False,
+    ),
+    "p-tuning": Adapter(
+        "P-tuning",
+        _p_tuning,
+        frozenset(),
+        "Liu et al. 2021",
+        learning_rate=1e-3,
+        refused=NO_PROMPT,
+        is_mergeable=False,
+    ),
+}
+
+
+def find_adapter(name: str) -> Adapter:
+    """The method of that name."""
+    if name not in ADAPTERS:
+        raise unknown_name("adapter", name, ADAPTERS)
+    return ADAPTERS[name]
+
+
+def check_adapter(args: Any, config: Any, modality: str) -> None:
+    """Refuse a method that this network or task cannot have, before any weights are loaded.
+
+    Args:
+        args: the `ModelArguments`.
+        config: of the checkpoint.
+        modality: text or image.
+    """
+    adapter = find_adapter(args.adapter)
+    if adapter.is_prompt and args.target_modules:
+        raise UserError(f"--adapter {args.adapter} adapts no modules: leave --target_modules out.")
+    if reason := _refuse(adapter, config.model_type, modality):
+        fitting = [name for name, other in ADAPTERS.items() if not _refuse(other, config.model_type, modality)]
+        raise UserError(
+            f"--adapter {args.adapter} does not work with {config.model_type}: {reason}. "
+            f"What does: {', '.join(fitting)}."
+        )
+
+
+def _refuse(adapter: Adapter, model_type: str, modality: str) -> str | None:
+    if adapter.is_prompt and modality != "text":
+        return "it puts virtual tokens in front of a text, and there is none"
+    return adapter.refused.get(model_type)
+
+
+def cover_adapter(
+    network: nn.Module, args: Any, heads: list[str], batch: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """How much of a network, not yet wrapped, `args.adapter` reaches."""
+    return describe_coverage(network, find_targets(network, args, heads), batch)
 
 
 def build_adapter(network: nn.Module, args: Any, heads: list[str], task_type: str | None) -> Any:
     """Wrap a network in the adapter that `args.adapter` names; its head stays trainable and is saved with it.
 
     Raises:
-        UserError: an unknown adapter, or `target_modules` that match nothing.
+        UserError: an unknown adapter or setting, or `target_modules` that match nothing.
     """
     from peft import get_peft_model
 
-    if args.adapter not in ADAPTERS:
-        raise unknown_name("adapter", args.adapter, ADAPTERS)
-    targets = _check_targets(network, args.target_modules) if args.target_modules else default_targets(network, heads)
-    adapted = get_peft_model(network, ADAPTERS[args.adapter](args, targets, heads, task_type))
+    adapter = find_adapter(args.adapter)
+    targets = find_targets(network, args, heads)
+    if adapter.build is None:
+        train_biases(network, targets, heads)
+        return network
+    config = adapter.build(Request(args, network, targets, heads, task_type))
+    adapted = get_peft_model(network, _with_changes(config, args))
     _train_in_float32(adapted)
     return adapted
+
+
+def train_biases(network: nn.Module, targets: list[str], heads: list[str]) -> None:
+    """Leave only the heads and the biases of the modules trainable; such a network is saved whole."""
+    for name, parameter in network.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        in_head = any(name.startswith(f"{head}.") for head in heads)
+        parameter.requires_grad = in_head or (leaf == "bias" and module in targets)
+
+
+def find_targets(network: nn.Module, args: Any, heads: list[str]) -> list[str]:
+    """Full names of the modules that `args.adapter` adapts; none for prompts."""
+    adapter = find_adapter(args.adapter)
+    if adapter.is_prompt:
+        return []
+    wanted = args.target_modules or (_ia3_targets(network) if args.adapter == "ia3" else None)
+    return resolve_targets(network, heads, wanted, adapter.layers)
+
+
+def _ia3_targets(network: nn.Module) -> list[str] | None:
+    """Keys, values and the last feed-forward layer (Liu et al. 2022), by the names that peft knows."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as TARGETS
+
+    return TARGETS.get(network.config.model_type)
+
+
+def _with_changes(config: Any, args: Any) -> Any:
+    """The configuration with what `--adapter_config` says; the rest of its checks is peft's own."""
+    changes = args.adapter_config or {}
+    valid = {field.name for field in dataclasses.fields(config)}
+    for name in changes:
+        if name not in valid:
+            raise unknown_name(f"setting of {type(config).__name__}", name, valid)
+    try:
+        return dataclasses.replace(config, **changes) if changes else config
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--adapter_config: {error}") from error
 
 
 def _train_in_float32(adapted: nn.Module) -> None:
@@ -100,13 +433,11 @@ def _cast_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.float() if cast else value for value, cast in zip(inputs, is_floating, strict=True))
 
 
-def _check_targets(network: nn.Module, targets: list[str]) -> list[str]:
-    leaves = {
-        name.rsplit(".", 1)[-1]
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d, Conv1D))
-    }
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name, _ in network.named_modules()):
-            raise unknown_name("target module", target, leaves)
-    return targets
+def describe_adapters() -> list[tuple[str, ...]]:
+    """The table of `hftl adapters`, its head first."""
+    rows = [("--adapter", "method", "changes", "learning rate", "merges", "source")]
+    for name, adapter in ADAPTERS.items():
+        layers = ", ".join(sorted(adapter.layers)) or "the text: virtual tokens"
+        rate = f"{adapter.learning_rate:g}" if adapter.learning_rate else "LoRA's"
+        rows.append((name, adapter.title, layers, rate, "yes" if adapter.is_mergeable else "no", adapter.source))
+    return rows

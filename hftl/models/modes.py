@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from hftl.errors import UserError, unknown_name
-from hftl.models.adapters import build_adapter, is_convolutional
-from hftl.models.load import LoadedModel, build_random, load_pretrained
+from hftl.models.adapters import build_adapter, check_adapter, cover_adapter, find_adapter
+from hftl.models.load import LoadedModel, body_prefix, build_random, load_pretrained
+from hftl.models.targets import is_convolutional
 
 BATCH_SIZE = 32  # examples an optimizer step, over all processes; what the default rates are for
 
@@ -29,6 +30,10 @@ class Mode:
         is_trained: whether there is a training loop; probe has none.
         head_init: what `--head_init auto` means for text and for images: docs/head-init.md has the measurements.
         augmentation: what `--augmentation auto` means.
+        check: refuse what this checkpoint cannot have, before it is loaded, given the arguments, its configuration
+            and the modality.
+        cover: how much of the network is adapted, given it, the arguments, its head modules and a batch; None where
+            that is not a question.
     """
 
     load: Callable[[Any, Any, Any], LoadedModel]
@@ -37,6 +42,8 @@ class Mode:
     head_init: dict[str, str]
     is_trained: bool = True
     augmentation: str = "light"
+    check: Callable[[Any, Any, str], None] = lambda args, config, modality: None
+    cover: Callable[[nn.Module, Any, list[str], Any], dict[str, Any] | None] = lambda *_: None
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Schedule:
     hidden_size: int
     is_convolutional: bool
     batch_size: int = BATCH_SIZE
+    adapter: str = "lora"
 
     def num_steps(self, *, floor: int, epochs: tuple[int, int, int]) -> int:
         """Optimizer steps: the epochs for data up to 10k, up to 50k and beyond, but never fewer than `floor`.
@@ -61,6 +69,9 @@ class Schedule:
 
 
 def _keep(network: nn.Module, args: Any, heads: list[str], task_type: str | None) -> nn.Module:
+    if args.freeze_layers:
+        freeze_lower_layers(network, args.freeze_layers, heads)
+        keep_batch_statistics(network)
     return network
 
 
@@ -79,6 +90,28 @@ def freeze_body(network: nn.Module, heads: list[str]) -> None:
     """Leave only the head modules trainable."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad = any(name.startswith(f"{head}.") for head in heads)
+
+
+def freeze_lower_layers(network: nn.Module, num_layers: int, heads: list[str]) -> None:
+    """Freeze what comes before the layers of the body (embeddings, stem) and the lowest of the layers.
+
+    Raises:
+        UserError: the network has no list of layers, or not so many that one would be left.
+    """
+    prefix = body_prefix(network)
+    stacks = {n: m for n, m in network.named_modules() if n.startswith(prefix) and isinstance(m, nn.ModuleList)}
+    outermost = [n for n in stacks if not any(n.startswith(f"{other}.") for other in stacks if other != n)]
+    if not outermost:
+        raise UserError(f"--freeze_layers: {type(network).__name__} has no list of layers to freeze the lowest of.")
+    name = max(outermost, key=lambda stack: sum(p.numel() for p in stacks[stack].parameters()))
+    if num_layers >= len(stacks[name]):
+        raise UserError(f"--freeze_layers is {num_layers}, but {name} has {len(stacks[name])} layers; leave one free.")
+    kept = tuple(f"{name}.{index}." for index in range(num_layers, len(stacks[name])))
+    is_before = True
+    for parameter_name, parameter in network.named_parameters():
+        is_before = is_before and not parameter_name.startswith(kept)
+        if is_before and not any(parameter_name.startswith(f"{head}.") for head in heads):
+            parameter.requires_grad = False
 
 
 def keep_batch_statistics(network: nn.Module) -> None:
@@ -121,6 +154,8 @@ def _full_defaults(schedule: Schedule) -> dict[str, Any]:
 def _peft_defaults(schedule: Schedule) -> dict[str, Any]:
     # About ten times the full rate (Schulman 2025), which gives the 5e-4 of the LoRA paper at a width of 768.
     defaults = _full_defaults(schedule) | {"weight_decay": 0.01, "warmup_steps": 0.06}
+    if rate := find_adapter(schedule.adapter).learning_rate:
+        return defaults | {"learning_rate": rate}
     if schedule.is_convolutional:
         return defaults | {"learning_rate": 3e-3}
     return defaults | {"learning_rate": 10 * _transformer_rate(schedule)}
@@ -143,7 +178,14 @@ _AT_RANDOM = {"text": "random", "image": "random"}
 
 MODES: dict[str, Mode] = {
     "full": Mode(load_pretrained, _keep, _full_defaults, _AT_RANDOM),
-    "peft": Mode(load_pretrained, _add_adapter, _peft_defaults, {"text": "auto-probe", "image": "random"}),
+    "peft": Mode(
+        load_pretrained,
+        _add_adapter,
+        _peft_defaults,
+        {"text": "auto-probe", "image": "random"},
+        check=check_adapter,
+        cover=cover_adapter,
+    ),
     "scratch": Mode(build_random, _keep, _scratch_defaults, _AT_RANDOM, augmentation="strong"),
     "probe": Mode(load_pretrained, _freeze, _probe_defaults, {"text": "probe", "image": "probe"}, is_trained=False),
 }
@@ -158,11 +200,13 @@ def find_mode(name: str | None) -> Mode:
     return MODES[name]
 
 
-def describe_schedule(network: nn.Module, modality: str, num_train_examples: int, batch_size: int) -> Schedule:
+def describe_schedule(
+    network: nn.Module, modality: str, num_train_examples: int, batch_size: int, *, adapter: str = "lora"
+) -> Schedule:
     """What the defaults depend on, read from the network; `batch_size` counts the examples of an optimizer step."""
     config = network.config.get_text_config() if modality == "text" else network.config
     width = getattr(config, "hidden_size", None) or max(getattr(config, "hidden_sizes", None) or [768])
-    return Schedule(modality, num_train_examples, width, is_convolutional(network), batch_size)
+    return Schedule(modality, num_train_examples, width, is_convolutional(network), batch_size, adapter)
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:

@@ -69,6 +69,14 @@ def test_the_arms_of_a_rung_differ_in_what_they_declare_alone(tmp_path, data):
     assert shared[0]["seed"] == shared[0]["validation_seed"] == 2
 
 
+def test_the_name_of_an_adapter_is_an_arm(tmp_path, data):
+    experiment, _, cells = plan(tmp_path, data, "arms: {lora: , ia3: , few: {mode: peft, adapter: prompt}}")
+    assert [arm.title for arm in experiment.arms] == ["LoRA", "(IA)3", "few"]
+    assert {cell.arm: parse_cell(cell).model.adapter for cell in cells} == {
+        "lora": "lora", "ia3": "ia3", "few": "prompt"
+    }  # fmt: skip
+
+
 def test_validation_labels_are_part_of_the_budget(tmp_path, data):
     experiment, _, cells = plan(tmp_path, data)
     assert split_budget(experiment, 60) == {"num_train_examples": 48, "num_validation_examples": 12}

@@ -1,0 +1,155 @@
+"""Is a network with its adapter folded into the weights still the same one? Merges, and measures before it says so.
+
+Must not know how the adapter was trained: everything is read from the run folder.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from hftl.config import Arguments, parse_args
+from hftl.errors import UserError
+from hftl.examples import load_examples, prepare_examples
+from hftl.metrics import compute_predictions
+from hftl.models.adapters import find_adapter
+from hftl.models.load import load_config, load_pretrained
+from hftl.records import RunRecord, write_atomically
+from hftl.tasks import build_task
+
+NUM_ROWS = 256  # of the validation part, at most
+TOLERANCE = 1e-3  # of a logit, in units of the spread of the logits; float32 merges differ by about 1e-6
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """How a merged network, read back from disk, differs from the adapter over its base.
+
+    Attributes:
+        max_difference: of a logit.
+        logit_spread: standard deviation of the logits, the measure for it.
+        agreement: share of rows with the same predicted class; None for regression.
+        num_rows: real rows that both were asked about.
+    """
+
+    max_difference: float
+    logit_spread: float
+    agreement: float | None
+    num_rows: int
+
+    def __str__(self) -> str:
+        same = "" if self.agreement is None else f", the same prediction for {self.agreement:.2%}"
+        return (
+            f"{self.num_rows} rows: the largest difference of a logit is {self.max_difference:.2g} "
+            f"(the logits spread by {self.logit_spread:.2g}){same}"
+        )
+
+
+def merge_run(folder: Path, out: Path, *, tolerance: float = TOLERANCE) -> MergeReport:
+    """Fold the adapter of a run into the weights and leave a plain checkpoint in `out`.
+
+    The checkpoint is read back from disk and asked about validation rows of the run before it gets its name.
+
+    Args:
+        folder: of a run in mode peft.
+        out: a folder that does not exist yet, or is empty.
+        tolerance: largest difference of a logit, in standard deviations of the logits.
+
+    Raises:
+        UserError: there is nothing to merge, the method cannot be merged, or the result differs by more; `out` is
+            then left as it was.
+    """
+    _check_run(folder)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already. Name a new folder.")
+    args = parse_args([str(folder / "config.yaml")])
+    task = build_task(args.data.task)
+    processor = task.load_processor(str(folder), "main", args.data)
+    examples = load_examples(args.data, task, args.training.seed)
+    rows = prepare_examples(examples, task, processor, args.data)["validation"]
+    batches = _build_batches(rows, task.build_collator(processor, args.data, "none"), args)
+    adapted = _load_adapted(folder, args, task, load_config(args.model, task, processor, examples.labels))
+    expected = _compute_logits(adapted, batches)
+    merged = _merge(adapted)
+    staging = out.with_name(f"_tmp-{out.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        merged.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        plain = getattr(transformers, task.auto_model).from_pretrained(staging, dtype=torch.float32)
+        logits = _compute_logits(plain.to(args.training.device), batches)
+        report = _compare(expected, logits, examples.labels.problem_type)
+        if not report.max_difference <= tolerance * report.logit_spread:
+            raise UserError(
+                f"The merged network is another one, so nothing was written. {report}. Allowed: "
+                f"{tolerance:g} of the spread (--tolerance). Load the adapter over its base instead."
+            )
+        content = {"run": folder.name, "tolerance": tolerance, **asdict(report)}
+        write_atomically(staging / "merge.json", json.dumps(content, indent=1).encode())
+        if out.exists():
+            out.rmdir()
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return report
+
+
+def _check_run(folder: Path) -> None:
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder} is not a run folder: it has no run.json.")
+    record = RunRecord.read(folder)
+    if record.mode != "peft" or not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds a whole network (mode {record.mode}): there is nothing to merge.")
+    adapter = find_adapter(record.adapter or "")
+    if not adapter.is_mergeable:
+        raise UserError(
+            f"{adapter.title} puts virtual tokens in front of the text: it cannot become a part of the weights. "
+            "Load the adapter over its base instead."
+        )
+
+
+def _load_adapted(folder: Path, args: Arguments, task: Any, config: Any) -> nn.Module:
+    from peft import PeftModel
+
+    base = load_pretrained(args.model, task, config).network
+    return PeftModel.from_pretrained(base, folder).to(args.training.device)
+
+
+def _merge(adapted: nn.Module) -> nn.Module:
+    from peft.utils import ModulesToSaveWrapper
+
+    # peft 0.21 stumbles over heads of several layers in every method but LoRA, so they are put in place first.
+    body = adapted.get_base_model()
+    wrappers = [(name, m) for name, m in body.named_modules() if isinstance(m, ModulesToSaveWrapper)]
+    for name, wrapper in wrappers:
+        parent, _, leaf = name.rpartition(".")
+        setattr(body.get_submodule(parent), leaf, wrapper.modules_to_save["default"])
+    return adapted.merge_and_unload(safe_merge=True)
+
+
+def _build_batches(rows: Any, collator: Any, args: Arguments) -> list[dict[str, torch.Tensor]]:
+    size, count = args.training.per_device_eval_batch_size, min(NUM_ROWS, len(rows))
+    spans = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    batches = [collator(rows.__getitems__(list(span))) for span in spans]
+    return [{n: t.to(args.training.device) for n, t in batch.items() if n != "labels"} for batch in batches]
+
+
+@torch.inference_mode()
+def _compute_logits(network: nn.Module, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """Logits float32 [N, C]."""
+    return torch.cat([network.eval()(**batch).logits.float().cpu() for batch in batches])
+
+
+def _compare(expected: torch.Tensor, logits: torch.Tensor, problem_type: str) -> MergeReport:
+    agreement = None
+    if problem_type != "regression":
+        predictions = [compute_predictions(values.numpy(), problem_type) for values in (expected, logits)]
+        agreement = float(np.mean([np.array_equal(a, b) for a, b in zip(*predictions, strict=True)]))
+    difference, spread = float((expected - logits).abs().max()), float(expected.std())
+    return MergeReport(difference, spread, agreement, len(expected))

@@ -1,0 +1,108 @@
+"""Folding an adapter into the weights: the same answers, a plain checkpoint, and nothing written when it is not so."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hftl import cli
+from hftl.config import ModelArguments, parse_args
+from hftl.errors import UserError
+from hftl.merge import _merge, merge_run
+from hftl.models.adapters import ADAPTERS
+from hftl.models.head import head_modules
+from hftl.models.modes import MODES
+from hftl.records import read_predictions
+from hftl.run import run
+from tests import tiny
+from tests.adapter_matrix import build_batch, train_steps
+from tests.networks import build_network
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft's hints
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("merge")
+    tiny.write_tiny_bert(folder / "bert")
+    tiny.write_text_csv(folder / "train.csv", 24)
+    tiny.write_text_csv(folder / "test.csv", 9, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(files, tmp_path_factory):
+    """Function: mode and more flags -> run folder, each made once."""
+    made = {}
+
+    def make(mode, *more):
+        if (mode, more) not in made:
+            folder = tmp_path_factory.mktemp("runs") / "run"
+            words = ["--train_file", f"{files}/train.csv", "--test_file", f"{files}/test.csv", "--use_cpu"]
+            words += ["--model_name_or_path", f"{files}/bert", "--output_dir", str(folder), "--max_steps", "3"]
+            run(parse_args([*words, *more], mode=mode))
+            made[mode, more] = folder
+        return made[mode, more]
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["roberta", "vit"])  # a head of several layers, and one without a task type
+@pytest.mark.parametrize("adapter", [name for name, entry in ADAPTERS.items() if entry.is_mergeable])
+def test_a_merged_network_gives_the_same_logits(adapter, name):
+    network = build_network(name)
+    args = ModelArguments(adapter=adapter, lora_r=4, lora_alpha=4)
+    adapted = MODES["peft"].adapt(network, args, head_modules(network, []), "SEQ_CLS" if name == "roberta" else None)
+    train_steps(adapted, build_batch(name))
+    with torch.inference_mode():
+        expected = adapted.eval()(**build_batch(name)).logits
+        merged = _merge(adapted).eval()
+        torch.testing.assert_close(merged(**build_batch(name)).logits, expected, atol=2e-5, rtol=0)
+    assert type(merged) is type(build_network(name))
+    assert merged.state_dict().keys() == build_network(name).state_dict().keys()
+
+
+def test_what_is_merged_is_a_plain_checkpoint_with_the_answers_of_the_run(train, tmp_path, capsys):
+    folder = train("peft")
+    assert cli.main(["merge", str(folder), str(tmp_path / "whole")]) == 0
+    assert "the same prediction for 100.00%" in capsys.readouterr().out
+    network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
+    texts = [row["text"] for row in tiny.make_texts(9, seed=1)]
+    with torch.inference_mode():
+        logits = network(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    stored = read_predictions(folder)["probabilities"]
+    torch.testing.assert_close(logits.softmax(-1).numpy(), stored, atol=1e-5, rtol=0)
+    report = json.loads((tmp_path / "whole" / "merge.json").read_text())
+    assert report["agreement"] == 1.0 and report["max_difference"] < 1e-4 and report["num_rows"] == 5
+    assert not list((tmp_path / "whole").glob("adapter*"))
+
+
+def test_a_merge_that_changes_the_network_is_refused_and_leaves_nothing(train, tmp_path):
+    with pytest.raises(UserError, match="The merged network is another one, so nothing was written. 5 rows"):
+        merge_run(train("peft"), tmp_path / "whole", tolerance=0.0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("mode", "more", "message"),
+    [
+        ("full", (), "holds a whole network .mode full.: there is nothing to merge"),
+        ("peft", ("--adapter", "prompt"), "Prompt Tuning puts virtual tokens"),
+    ],
+)
+def test_runs_without_anything_to_merge_are_refused(train, tmp_path, mode, more, message):
+    with pytest.raises(UserError, match=message):
+        merge_run(train(mode, *more), tmp_path / "whole")
+
+
+def test_wrong_folders_are_refused(train, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UserError, match="full exists already. Name a new folder"):
+        merge_run(train("peft"), tmp_path / "full")
+    assert cli.main(["merge", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
+    assert "nothing is not a run folder: it has no run.json" in capsys.readouterr().err
+    assert cli.main(["merge", str(tmp_path), str(tmp_path / "out"), "--tolerence", "1"]) == 2
+    assert "Did you mean '--tolerance'" in capsys.readouterr().err
