@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -113,14 +113,22 @@ def _launch(config: str, argv: list[str]) -> None:
     os.execv(sys.executable, command)
 
 
-def run_recipe(argv: Sequence[str] | None = None, *, mode: str | None = None) -> None:
-    """Parse, run, report: what `hftl train` and every recipe of a single run do."""
+def run_recipe(
+    argv: Sequence[str] | None = None, *, mode: str | None = None, settings: Mapping[str, str] | None = None
+) -> None:
+    """Parse, run, report: what `hftl train` and every recipe of a single run do.
+
+    Args:
+        argv: the words; default: the command line.
+        mode: the mode that a recipe stands for.
+        settings: flags that a recipe sets where neither the command line nor its YAML file does.
+    """
     started = _process_start()
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # before torch: spinning threads are up to 13x slower on a busy CPU
     _configure_logging()
     from hftl.config import parse_args
 
-    args = parse_args(argv, default_config=default_config("wordnet.yaml"), mode=mode)
+    args = parse_args(argv, default_config=default_config("wordnet.yaml"), mode=mode, settings=settings)
     from hftl.baselines import BASELINES, run_baseline
     from hftl.run import run
 

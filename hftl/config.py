@@ -93,6 +93,9 @@ class ModelArguments:
     dtype: str = _option(
         "float32", "Type of the frozen weights; what is trained stays float32.", ("float32", "bfloat16")
     )
+    quantization: str = _option(
+        "none", "Hold the frozen weights of --mode peft in 8 or 4 bits; needs bitsandbytes.", ("none", "int8", "nf4")
+    )
     head_init: str = _option(
         "auto",
         "Start the head from logistic regression on frozen features, or at random.",
@@ -191,7 +194,11 @@ class _Parser(HfArgumentParser):
 
 
 def parse_args(
-    argv: Sequence[str] | None = None, *, default_config: str | Path | None = None, mode: str | None = None
+    argv: Sequence[str] | None = None,
+    *,
+    default_config: str | Path | None = None,
+    mode: str | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Arguments:
     """Parse `[CONFIG.yaml] [--flag value ...]`.
 
@@ -199,6 +206,7 @@ def parse_args(
         argv: the words; default: the command line of this process.
         default_config: used when neither a YAML file nor data are named.
         mode: the mode that a recipe stands for; a configuration that asks for another one is an error.
+        settings: flags that a recipe sets where neither the configuration nor the words do.
 
     Raises:
         UserError: an unknown key or flag, a value of the wrong type, two configuration files.
@@ -210,7 +218,9 @@ def parse_args(
     if config is None and not names_data and not {"-h", "--help"} & set(words):
         config = default_config
     typed = {flags.get(word.split("=")[0]) for word in words}
-    words = _hardware_words() + (_yaml_words(Path(config), set(flags.values()), typed) if config else []) + words
+    preset = [word for name, value in (settings or {}).items() for word in (f"--{name}", value)]
+    yaml_words = _yaml_words(Path(config), set(flags.values()), typed) if config else []
+    words = preset + _hardware_words() + yaml_words + words
     parser = _Parser(ARGUMENT_CLASSES, allow_abbrev=False, prog=_program_name())
     namespace, unknown = parser.parse_known_args(words)
     _refuse_unknown(unknown, flags)

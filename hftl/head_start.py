@@ -30,6 +30,7 @@ from hftl.models.head import (
     make_linear,
     set_head,
 )
+from hftl.models.quantization import is_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def initialize_head(
             raise
         logger.warning("The head starts at random: %s", error)
         return {"init": "random"}
-    network.to(args.training.device)
+    if not is_quantized(network):  # which is where it belongs already, and cannot be moved in 8 bits
+        network.to(args.training.device)
     head, pooling = _fit(network, args, rows, collator), find_pooling_layer(network) if is_final else None
     record = {
         "init": "probe",

@@ -5,7 +5,7 @@ Must not know how the adapter was trained: everything is read from the run folde
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,28 @@ class MergeReport:
         logit_spread: standard deviation of the logits, the measure for it.
         agreement: share of rows with the same predicted class; None for regression.
         num_rows: real rows that both were asked about.
+        quantization_gap: of an adapter trained on quantized weights: the same largest difference, to the network as
+            it was trained.
+        quantized_agreement: and the share of rows with the same predicted class.
     """
 
     max_difference: float
     logit_spread: float
     agreement: float | None
     num_rows: int
+    quantization_gap: float | None = None
+    quantized_agreement: float | None = None
 
     def __str__(self) -> str:
         same = "" if self.agreement is None else f", the same prediction for {self.agreement:.2%}"
-        return (
+        text = (
             f"{self.num_rows} rows: the largest difference of a logit is {self.max_difference:.2g} "
             f"(the logits spread by {self.logit_spread:.2g}){same}"
         )
+        if self.quantization_gap is None:
+            return text
+        same = "" if self.quantized_agreement is None else f", the same prediction for {self.quantized_agreement:.2%}"
+        return f"{text}; to the quantized network that was trained it is {self.quantization_gap:.2g}{same}"
 
 
 def merge_run(folder: Path, out: Path, *, tolerance: float = TOLERANCE) -> MergeReport:
@@ -74,7 +83,12 @@ def merge_run(folder: Path, out: Path, *, tolerance: float = TOLERANCE) -> Merge
     examples = load_examples(args.data, task, args.training.seed)
     rows = prepare_examples(examples, task, processor, args.data)["validation"]
     batches = _build_batches(rows, task.build_collator(processor, args.data, "none"), args)
-    adapted = _load_adapted(folder, args, task, load_config(args.model, task, processor, examples.labels))
+    config = load_config(args.model, task, processor, examples.labels)
+    quantized = None
+    if args.model.quantization != "none":  # rounded weights cannot take up an adapter: merge into the full ones
+        quantized = _compute_logits(_load_adapted(folder, args, task, config), batches)
+        args = replace(args, model=replace(args.model, quantization="none"))
+    adapted = _load_adapted(folder, args, task, config)
     expected = _compute_logits(adapted, batches)
     merged = _merge(adapted)
     staging = out.with_name(f"_tmp-{out.name}")
@@ -85,6 +99,9 @@ def merge_run(folder: Path, out: Path, *, tolerance: float = TOLERANCE) -> Merge
         plain = getattr(transformers, task.auto_model).from_pretrained(staging, dtype=torch.float32)
         logits = _compute_logits(plain.to(args.training.device), batches)
         report = _compare(expected, logits, examples.labels.problem_type)
+        if quantized is not None:
+            gap = _compare(quantized, logits, examples.labels.problem_type)
+            report = replace(report, quantization_gap=gap.max_difference, quantized_agreement=gap.agreement)
         if not report.max_difference <= tolerance * report.logit_spread:
             raise UserError(
                 f"The merged network is another one, so nothing was written. {report}. Allowed: "

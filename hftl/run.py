@@ -22,6 +22,7 @@ from hftl.models.adapters import find_adapter
 from hftl.models.head import head_modules
 from hftl.models.load import load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
+from hftl.models.quantization import check_quantization
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
 from hftl.run_folder import (
     check_run_folder,
@@ -102,6 +103,7 @@ def check_arguments(args: Arguments) -> None:
         raise UserError("Give --model_name_or_path: a Hub id, a folder, or bundled:minilm-l6.")
     if args.model.config_overrides and args.model.mode != "scratch":
         raise UserError("--config_overrides changes the network, so it works with --mode scratch only.")
+    check_quantization(args.model)
     if args.model.freeze_layers and args.model.mode != "full":
         raise UserError("--freeze_layers is for --mode full: the other modes freeze all of the body, or nothing.")
     if args.model.head_init == "random" and args.model.mode == "probe":

@@ -69,6 +69,7 @@ class Adapter:
         refused: model type -> why this network cannot have it.
         is_mergeable: whether it can be folded into the weights, so that prediction costs nothing more.
         rewrites_base: it starts by taking its part out of the frozen weights; loading does the same again.
+        on_quantized: whether it can sit on layers in 8 or 4 bits.
         callback: wrapped network -> what has to happen between the steps of training.
     """
 
@@ -81,6 +82,7 @@ class Adapter:
     refused: dict[str, str] = dataclasses.field(default_factory=dict)
     is_mergeable: bool = True
     rewrites_base: bool = False
+    on_quantized: bool = False
     callback: Callable[[nn.Module], TrainerCallback] | None = None
 
     @property
@@ -240,9 +242,9 @@ def _common_divisor(request: Request, largest: int) -> int:
 # --- the methods
 
 ADAPTERS: dict[str, Adapter] = {
-    "lora": Adapter("LoRA", _lora, ALL_LAYERS, "Hu et al. 2022; all layers: Schulman 2025"),
-    "rslora": Adapter("rsLoRA", _lora_variant(use_rslora=True), ALL_LAYERS, "Kalajdzievski 2023"),
-    "dora": Adapter("DoRA", _lora_variant(use_dora=True), ALL_LAYERS, "Liu et al. 2024"),
+    "lora": Adapter("LoRA", _lora, ALL_LAYERS, "Hu et al. 2022; all layers: Schulman 2025", on_quantized=True),
+    "rslora": Adapter("rsLoRA", _lora_variant(use_rslora=True), ALL_LAYERS, "Kalajdzievski 2023", on_quantized=True),
+    "dora": Adapter("DoRA", _lora_variant(use_dora=True), ALL_LAYERS, "Liu et al. 2024", on_quantized=True),
     "pissa": Adapter(
         "PiSSA",
         _lora_variant(init_lora_weights="pissa"),
@@ -257,8 +259,15 @@ ADAPTERS: dict[str, Adapter] = {
         "Buyukakyuz 2024",
         rewrites_base=True,
     ),
-    "adalora": Adapter("AdaLoRA", _adalora, frozenset({LINEAR, CONV1D}), "Zhang et al. 2023", callback=AllocateRanks),
-    "ia3": Adapter("(IA)3", _ia3, ALL_LAYERS, "Liu et al. 2022, 3e-3", learning_rate=3e-3),
+    "adalora": Adapter(
+        "AdaLoRA",
+        _adalora,
+        frozenset({LINEAR, CONV1D}),
+        "Zhang et al. 2023",
+        callback=AllocateRanks,
+        on_quantized=True,
+    ),
+    "ia3": Adapter("(IA)3", _ia3, ALL_LAYERS, "Liu et al. 2022, 3e-3", learning_rate=3e-3, on_quantized=True),
     "vera": Adapter(
         "VeRA", _vera, frozenset({LINEAR, CONV1D}), "Kopiczko et al. 2024, 4e-3 to 1e-2", learning_rate=4e-3
     ),
@@ -275,10 +284,10 @@ ADAPTERS: dict[str, Adapter] = {
         head_learning_rate=2e-3,
     ),
     "hra": Adapter("HRA", _hra, frozenset({LINEAR}), "Yuan et al. 2024"),
-    "hira": Adapter("HiRA", _hira, ALL_LAYERS, "Huang et al. 2025"),
+    "hira": Adapter("HiRA", _hira, ALL_LAYERS, "Huang et al. 2025", on_quantized=True),
     "miss": Adapter("MiSS", _miss, frozenset({LINEAR}), "Kang and Yin 2025"),
     "shira": Adapter("SHiRA", _shira, frozenset({LINEAR}), "Bhardwaj et al. 2024"),
-    "ln-tuning": Adapter("LN tuning", _ln_tuning, frozenset({NORM}), "Zhao et al. 2024"),
+    "ln-tuning": Adapter("LN tuning", _ln_tuning, frozenset({NORM}), "Zhao et al. 2024", on_quantized=True),
     "bitfit": Adapter(
         "BitFit",
         None,
@@ -296,6 +305,7 @@ ADAPTERS: dict[str, Adapter] = {
         head_learning_rate=2e-3,
         refused=NO_PREFIX,
         is_mergeable=False,
+        on_quantized=True,
     ),
     "prompt": Adapter(
         "Prompt Tuning",
@@ -306,6 +316,7 @@ ADAPTERS: dict[str, Adapter] = {
         head_learning_rate=2e-3,
         refused=NO_PROMPT,
         is_mergeable=False,
+        on_quantized=True,
     ),
     "p-tuning": Adapter(
         "P-tuning",
@@ -315,6 +326,7 @@ ADAPTERS: dict[str, Adapter] = {
         learning_rate=1e-3,
         refused=NO_PROMPT,
         is_mergeable=False,
+        on_quantized=True,
     ),
 }
 
@@ -335,6 +347,11 @@ def check_adapter(args: Any, config: Any, modality: str) -> None:
         modality: text or image.
     """
     adapter = find_adapter(args.adapter)
+    if args.quantization != "none" and not adapter.on_quantized:
+        fitting = [name for name, other in ADAPTERS.items() if other.on_quantized]
+        raise UserError(
+            f"--adapter {args.adapter} cannot sit on weights in {args.quantization}. What can: {', '.join(fitting)}."
+        )
     if adapter.is_prompt and args.target_modules:
         raise UserError(f"--adapter {args.adapter} adapts no modules: leave --target_modules out.")
     if reason := _refuse(adapter, config.model_type, modality):

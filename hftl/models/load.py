@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from hftl.assets import resolve_model
 from hftl.errors import UserError
+from hftl.models.quantization import build_quantization
 from hftl.tasks.base import explained_loading
 
 logger = logging.getLogger(__name__)
@@ -64,21 +65,38 @@ def load_config(args: Any, task: Any, processor: Any, info: Any) -> Any:
 
 def load_pretrained(args: Any, task: Any, config: Any) -> LoadedModel:
     """The checkpoint's weights under a head for this task; a head of another size is replaced."""
+    kept = _list_outside(task, config) if args.quantization != "none" else []
+    network, new, mismatched = _load(args, task, config, kept)
+    _refuse_a_new_body(network, new, mismatched, args.model_name_or_path)
+    started_at_random = {name.rsplit(".", 1)[0] for name in new}
+    if args.quantization != "none" and not started_at_random <= set(kept):  # such as a pooler: it has to be trained
+        network, new, _ = _load(args, task, config, sorted({*kept, *started_at_random}))
+    return LoadedModel(network, new)
+
+
+def _load(args: Any, task: Any, config: Any, kept: list[str]) -> tuple[PreTrainedModel, frozenset[str], set[str]]:
+    """The network, and the names of its parameters that are not in the checkpoint, or not in this shape."""
     with explained_loading(args.model_name_or_path):
         network, report = getattr(transformers, task.auto_model).from_pretrained(
             resolve_model(args.model_name_or_path),
             config=config,
             revision=args.model_revision,
             dtype=getattr(torch, args.dtype),  # transformers' own default keeps bf16 checkpoints in bf16 in training
+            quantization_config=build_quantization(args.quantization, kept),
             trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     mismatched = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
-    new = frozenset(report["missing_keys"]) | mismatched
-    _refuse_a_new_body(network, new, mismatched, args.model_name_or_path)
-    return LoadedModel(network, new)
+    return network, frozenset(report["missing_keys"]) | mismatched, mismatched
+
+
+def _list_outside(task: Any, config: Any) -> list[str]:
+    """Modules outside the pretrained body of the network that a configuration describes."""
+    with torch.device("meta"):
+        network = getattr(transformers, task.auto_model).from_config(config, trust_remote_code=False)
+    return [name for name, _ in network.named_children() if f"{name}." != body_prefix(network)]
 
 
 def build_random(args: Any, task: Any, config: Any) -> LoadedModel:

@@ -14,6 +14,7 @@ from torch import nn
 from hftl.errors import UserError, unknown_name
 from hftl.models.adapters import build_adapter, check_adapter, cover_adapter, find_adapter
 from hftl.models.load import LoadedModel, body_prefix, build_random, load_pretrained
+from hftl.models.quantization import count_elements
 from hftl.models.targets import is_convolutional
 
 BATCH_SIZE = 32  # examples an optimizer step, over all processes; what the default rates are for
@@ -212,4 +213,4 @@ def describe_schedule(
 def count_parameters(network: nn.Module) -> tuple[int, int]:
     """Parameters in all, and those that are trained."""
     parameters = list(network.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    return sum(map(count_elements, parameters)), sum(p.numel() for p in parameters if p.requires_grad)

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hftl.errors import UserError, unknown_name
 from hftl.models.load import body_prefix
+from hftl.models.quantization import count_elements
 
 LINEAR, CONV1D, CONV2D, NORM = "linear", "Conv1D (GPT-2's linear)", "convolution", "normalization"
 BIAS = "bias"  # of whatever layer has one
@@ -37,8 +38,9 @@ def is_convolutional(network: nn.Module) -> bool:
     """Whether most of the weights in matrix products are those of convolutions."""
     weights = {nn.Conv2d: 0, nn.Linear: 0}
     for name, module in network.named_modules():
-        if type(module) in weights and name.startswith(body_prefix(network)):
-            weights[type(module)] += module.weight.numel()
+        kind = next((kind for kind in weights if isinstance(module, kind)), None)
+        if kind and name.startswith(body_prefix(network)):
+            weights[kind] += count_elements(module.weight)
     return weights[nn.Conv2d] > weights[nn.Linear]
 
 
@@ -124,11 +126,11 @@ def describe_coverage(network: nn.Module, targets: list[str], batch: Mapping[str
         batch: model inputs of a few rows, for the operations that each layer makes on them.
     """
     operations = _count_multiplications(network, batch)
-    weights = {name: network.get_submodule(name).weight.numel() for name in {*operations, *targets}}
+    weights = {name: count_elements(network.get_submodule(name).weight) for name in targets}
     return {
         "modules": sorted({name.rsplit(".", 1)[-1] for name in targets}),
         "num_modules": len(targets),
-        "share_of_parameters": sum(weights[name] for name in targets) / sum(p.numel() for p in network.parameters()),
+        "share_of_parameters": sum(weights[name] for name in targets) / sum(map(count_elements, network.parameters())),
         "share_of_flops": sum(operations.get(name, 0) for name in targets) / max(1, sum(operations.values())),
     }
 
@@ -138,8 +140,11 @@ def _count_multiplications(network: nn.Module, batch: Mapping[str, torch.Tensor]
     counts: dict[str, int] = {}
 
     def count(name: str, layer: nn.Module, output: torch.Tensor) -> None:
-        outputs = layer.weight.shape[1 if isinstance(layer, Conv1D) else 0]
-        counts[name] = counts.get(name, 0) + output.numel() * (layer.weight.numel() // outputs)
+        if isinstance(layer, nn.Linear):
+            inputs = layer.in_features  # the weights of a quantized layer have another shape
+        else:
+            inputs = layer.weight.numel() // layer.weight.shape[1 if isinstance(layer, Conv1D) else 0]
+        counts[name] = counts.get(name, 0) + output.numel() * inputs
 
     hooks = [
         layer.register_forward_hook(lambda module, _, output, name=name: count(name, module, output))

@@ -11,7 +11,8 @@ from hftl import cli
 from hftl.models.modes import MODES
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-MODE_OF = {"full.py": "full", "lora.py": "peft", "probe.py": "probe", "scratch.py": "scratch"}
+MODE_OF = {"full.py": "full", "lora.py": "peft", "qlora.py": "peft", "probe.py": "probe", "scratch.py": "scratch"}
+SETTINGS = {"qlora.py": ["--quantization", "nf4"]}  # what a recipe adds to the words
 
 
 class Captured(Exception):
@@ -34,7 +35,7 @@ def _start(recipe, words, monkeypatch):
 
 def test_there_is_one_recipe_for_each_mode():
     assert sorted(path.name for path in RECIPES.glob("*.py")) == sorted([*MODE_OF, "compare.py"])
-    assert sorted(MODE_OF.values()) == sorted(MODES)
+    assert set(MODE_OF.values()) == set(MODES)
 
 
 @pytest.mark.parametrize("recipe", MODE_OF)
@@ -54,13 +55,19 @@ def test_a_recipe_and_train_of_its_mode_ask_for_the_same_run(recipe, words, monk
     with pytest.raises(Captured) as from_recipe:
         _start(recipe, words, monkeypatch)
     with pytest.raises(Captured) as from_train:
-        cli.main(["train", *words, "--mode", MODE_OF[recipe]])
+        cli.main(["train", *words, "--mode", MODE_OF[recipe], *SETTINGS.get(recipe, [])])
 
     (recipe_args,), (train_args,) = from_recipe.value.args, from_train.value.args
     assert recipe_args.resolved() == train_args.resolved()
     assert (recipe_args.data, recipe_args.model) == (train_args.data, train_args.model)
     assert recipe_args.model.mode == MODE_OF[recipe]
     assert recipe_args.data.dataset == ("bundled:fashion-mnist" if words else "bundled:wordnet")
+
+
+def test_a_flag_wins_over_what_the_recipe_sets(monkeypatch):
+    with pytest.raises(Captured) as captured:
+        _start("qlora.py", ["--quantization", "int8"], monkeypatch)
+    assert captured.value.args[0].model.quantization == "int8"
 
 
 @pytest.mark.parametrize("recipe", MODE_OF)
