@@ -4,6 +4,7 @@ Assembles the entries `curves`, `crossovers` and `multipliers` of results.json a
 does not determine. This module must not know files, cells or costs; all statistics are in `curves`.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +70,8 @@ def draw_curves(
     """The entries `curves`, `crossovers` and `multipliers` of results.json.
 
     Curves: points, band and back-test are in the metric (1 - error if `is_score`, else the error); the fit is of the
-    error. Crossovers: (a, b) with a the arm that has to catch up; every scratch arm with every transfer arm, and an
-    arm without a network with a tuned one where the two change places. Multipliers: how many times more labels b needs
+    error. Crossovers: (a, b) with a the arm that has to catch up; every scratch arm with every transfer arm, and where
+    the two change places, two tuned ones, or an arm that trains no network and a tuned one. Multipliers: how many times more labels b needs
     to score what a scores; for each tuned arm a at a middle and at the largest size that says anything.
 
     Args:
@@ -157,7 +158,8 @@ def _describe_backtest(test: Backtest, is_score: bool) -> dict[str, Any] | None:
 def _list_crossovers(arms: _Arms) -> Iterator[dict[str, Any]]:
     """Entries of `crossovers`."""
     pairs = [(a, b) for a in arms.of("scratch") for b in arms.of(*TRANSFER) if len(arms.common(a, b)) > 1]
-    pairs += [pair for cheap in arms.of(*CHEAP) for tuned in arms.of(*TUNED) for pair in _order(arms, cheap, tuned)]
+    others = [*itertools.combinations(arms.of(*TUNED), 2), *itertools.product(arms.of(*CHEAP), arms.of(*TUNED))]
+    pairs += [pair for one, other in others for pair in _order(arms, one, other)]
     for a, b in pairs:
         rows = arms.rows_of(a, b)
         try:

@@ -331,6 +331,14 @@ def test_curves_are_reported_in_the_metric(is_score: bool) -> None:
     assert test["observed"] == pytest.approx(expected[-1])
 
 
+def test_two_tuned_arms_that_change_places_are_said_to() -> None:
+    laws = {"lora": exact(SCRATCH), "full": exact(PRETRAINED)}
+    (crossing,) = draw_curves(SIZES, laws, MODES, titles=TITLES)["crossovers"]
+    assert crossing["sentence"].startswith("LoRA catches up with full fine-tuning at about n = 265")
+    never = {"lora": exact(PRETRAINED), "full": exact(PRETRAINED)}
+    assert draw_curves(SIZES, never, MODES, titles=TITLES)["crossovers"] == []
+
+
 def test_sentences_say_what_was_found() -> None:
     drawn = draw_curves(SIZES, {"full": exact(PRETRAINED), "scratch": exact(SCRATCH)}, MODES, titles=TITLES)
     (crossing,), (first, last) = drawn["crossovers"], drawn["multipliers"]
