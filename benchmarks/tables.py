@@ -9,6 +9,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hftl.models.modes import MODES
@@ -78,6 +79,42 @@ def throughput_table() -> str:
     )
 
 
+def campaign_table(name: str) -> str:
+    """A finished comparison: mean scores at every size, the verdict, and where arms change places."""
+    content = json.loads((RESULTS / name / "results.json").read_text())
+    entries = {(entry["arm"], entry["size"]): entry for entry in content["summary"]}
+    titles, sizes = {arm["name"]: arm["title"] for arm in content["arms"]}, content["sizes"]
+    lines = [f"| labels | {' | '.join(f'{size:,}' for size in sizes)} | one run at {sizes[-1]:,} |"]
+    lines.append("|---" * (len(sizes) + 2) + "|")
+    for arm, title in titles.items():
+        last = entries[arm, sizes[-1]]
+        flops = f", {last['train_flops'] / 1e12:.3g} TFLOP" if last["train_flops"] else ""
+        cells = [_say_score(entries[arm, size]) for size in sizes]
+        lines.append(f"| {title} | {' | '.join(cells)} | {last['wall_seconds']:.0f} s{flops} |")
+    question, verdict = content["question"], content["verdict"]
+    crossed = [e["sentence"] for e in content["crossovers"] if not e["is_censored"]]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Test {question['metric']}, mean over {len(content['seeds'])} chains of nested subsets, with the 95 % "
+            "interval for new chains and new test rows. "
+            f"{question['budget']['sentence']} {question['tuning_sentence']}",
+            "",
+            f"**{verdict['headline']}.**",
+            "",
+            *[f"- {sentence}" for sentence in [*verdict["lines"][:1], *crossed]],
+            "",
+            f"{content['date']}, `{content['command']}`; the page with everything else is "
+            f"`benchmarks/results/{name}/report.html`.",
+        ]
+    )
+
+
+def _say_score(entry: dict) -> str:
+    return f"{entry['mean']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
+
+
 def head_table() -> str:
     """Accuracy by where the head starts."""
     content = read("accuracy")
@@ -112,6 +149,7 @@ def default_start(data: str, mode: str) -> str:
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "accuracy": ("README.md", accuracy_table),
     "throughput": ("README.md", throughput_table),
+    "compare-wordnet": ("README.md", partial(campaign_table, "compare-wordnet")),
     "head": ("docs/head-init.md", head_table),
 }
 

@@ -5,6 +5,7 @@ It must not know what an arm scores.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def plan_steps(experiment: Experiment, arm: Arm, size: int, modality: str, setti
     num_train = size - split_budget(experiment, size)["num_validation_examples"]
     batch_size = effective_batch_size(settings)
     if settings.get("num_train_epochs") is not None:
-        return round(float(settings["num_train_epochs"]) * -(-num_train // batch_size))
+        return math.ceil(float(settings["num_train_epochs"]) * -(-num_train // batch_size))  # as Trainer does
     return default_steps(arm, modality, num_train, batch_size)
 
 

@@ -71,8 +71,9 @@ def draw_curves(
 
     Curves: points, band and back-test are in the metric (1 - error if `is_score`, else the error); the fit is of the
     error. Crossovers: (a, b) with a the arm that has to catch up; every scratch arm with every transfer arm, and where
-    the two change places, two tuned ones, or an arm that trains no network and a tuned one. Multipliers: how many times more labels b needs
-    to score what a scores; for each tuned arm a at a middle and at the largest size that says anything.
+    the two change places, two tuned ones, or an arm that trains no network and a tuned one. Multipliers: how many
+    times more labels b needs to score what a scores; for each tuned arm a at a middle and at the largest size that
+    says anything.
 
     Args:
         sizes: total labels [L], rising.
