@@ -60,8 +60,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         keep_freed_memory()
         transformers.set_seed(args.training.seed)
         with args.training.main_process_first():
-            # A wrong name, or an adapter that this network cannot have, is found before the data are read.
-            mode.check(args.model, read_config(args.model, task), task.modality)
+            check_model(args, task)
             examples = load_examples(args.data, task, args.training.seed)
             processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
             rows = prepare_examples(examples, task, processor, args.data)
@@ -95,6 +94,11 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         record.cost |= memory.describe()
         record.history = [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
     return record
+
+
+def check_model(args: Arguments, task: Task) -> None:
+    """Find a wrong name, or an adapter that this network cannot have, before data or weights are read."""
+    find_mode(args.model.mode).check(args.model, read_config(args.model, task), task.modality)
 
 
 def check_arguments(args: Arguments) -> None:

@@ -22,6 +22,7 @@ from hftl.errors import UserError
 from hftl.examples import load_labelled
 from hftl.metrics import PROBLEM_METRICS
 from hftl.models.modes import BATCH_SIZE, MODES, Schedule
+from hftl.run import check_arguments, check_model
 from hftl.tasks import build_task
 from hftl.yaml_file import as_words
 
@@ -274,7 +275,14 @@ def _check_fit(experiment: Experiment, facts: DataFacts) -> None:
             needs_network = True
         if needs_network and "model_name_or_path" not in arm.settings:
             raise UserError(f"The arm {arm.name!r} needs a checkpoint: give model_name_or_path.")
-        parse_cell(build_cell(experiment, arm, experiment.sizes[0], TUNING_SEED, {}, modality=facts.modality))
+        cell = build_cell(experiment, arm, experiment.sizes[0], TUNING_SEED, {}, modality=facts.modality)
+        args = parse_cell(cell)
+        if arm.mode in MODES:
+            try:
+                check_arguments(args)
+                check_model(args, build_task(args.data.task))
+            except UserError as error:
+                raise UserError(f"The arm {arm.name!r} cannot be run: {error}") from error
         for flag in arm.ranges:
             if not arm.is_trained:
                 raise UserError(f"ranges: the arm {arm.name!r} is not trained, so {flag} cannot be tuned.")

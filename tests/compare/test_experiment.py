@@ -174,6 +174,21 @@ def test_a_class_with_too_few_rows_for_a_rung_is_named(tmp_path, data):
         plan(tmp_path, tmp_path, "sizes_per_class: [5, 10]", without=["sizes"])
 
 
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("prompt: {target_modules: query}", "The arm 'prompt' cannot be run: --adapter prompt adapts no modules"),
+        (
+            "half: {mode: full, quantization: nf4}",
+            "The arm 'half' cannot be run: --quantization nf4 is for --mode peft",
+        ),
+    ],
+)
+def test_an_arm_that_its_network_cannot_have_is_refused(tmp_path, data, arm, message):
+    with pytest.raises(UserError, match=message):
+        plan(tmp_path, data, f"arms: {{full: , {arm}}}")
+
+
 def test_an_arm_that_cannot_read_the_data_is_refused(tmp_path, data):
     line = "data: {dataset: 'bundled:fashion-mnist', task: image-classification}"
     with pytest.raises(UserError, match="'tfidf' reads text.*Those that fit: majority, prior, knn"):
