@@ -109,7 +109,7 @@ def load_features(
     if path.is_file():
         return np.load(path, allow_pickle=False)
     ordered, order = sort_by_length(rows)
-    batches = _batches(ordered, args.training.per_device_eval_batch_size, collator, f"Features of {split}")
+    batches = build_batches(ordered, args.training.per_device_eval_batch_size, collator, f"Features of {split}")
     features = np.empty_like(sorted_features := compute_features(network, batches, args.training.device))
     features[order] = sorted_features
     if args.training.should_save:
@@ -128,9 +128,10 @@ def count_feature_flops(network: torch.nn.Module, rows: datasets.Dataset, args: 
     return round(flops / count_units(batch) * units)
 
 
-def _batches(
+def build_batches(
     rows: datasets.Dataset, size: int, collator: Callable, description: str
 ) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of `size` rows in their order, with a progress bar."""
     with tqdm(total=len(rows), desc=description, unit="row", disable=None) as bar:
         for start in range(0, len(rows), size):
             batch = rows.__getitems__(list(range(start, min(start + size, len(rows)))))

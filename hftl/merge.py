@@ -17,6 +17,7 @@ from torch import nn
 from hftl.config import Arguments, parse_args
 from hftl.errors import UserError
 from hftl.examples import load_examples, prepare_examples
+from hftl.head_start import build_batches
 from hftl.metrics import compute_predictions
 from hftl.models.adapters import find_adapter
 from hftl.models.load import load_config, load_pretrained
@@ -151,9 +152,8 @@ def _merge(adapted: nn.Module) -> nn.Module:
 
 
 def _build_batches(rows: Any, collator: Any, args: Arguments) -> list[dict[str, torch.Tensor]]:
-    size, count = args.training.per_device_eval_batch_size, min(NUM_ROWS, len(rows))
-    spans = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    batches = [collator(rows.__getitems__(list(span))) for span in spans]
+    chosen = rows.select(range(min(NUM_ROWS, len(rows))))
+    batches = build_batches(chosen, args.training.per_device_eval_batch_size, collator, "Rows to compare on")
     return [{n: t.to(args.training.device) for n, t in batch.items() if n != "labels"} for batch in batches]
 
 

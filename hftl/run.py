@@ -18,7 +18,7 @@ from hftl.errors import UserError
 from hftl.examples import Examples, describe_source, load_examples, prepare_examples
 from hftl.head_start import initialize_head
 from hftl.metrics import compute_metrics, compute_predictions, compute_probabilities, compute_report, greater_is_better
-from hftl.models.adapters import find_adapter
+from hftl.models.adapters import adapter_of
 from hftl.models.head import head_modules
 from hftl.models.load import load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
@@ -171,9 +171,10 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
 
 def choose_head_rate(args: Arguments) -> float | None:
     """That of the flag, or the adapter's own where the run has the adapter's own rate; None: the rate of the rest."""
-    if args.model.head_learning_rate or args.model.mode != "peft" or "learning_rate" in args.given:
+    adapter = adapter_of(args.model)
+    if args.model.head_learning_rate or adapter is None or "learning_rate" in args.given:
         return args.model.head_learning_rate
-    return find_adapter(args.model.adapter).head_learning_rate
+    return adapter.head_learning_rate
 
 
 def sample_inputs(args: Arguments, rows: datasets.Dataset, collator: Callable) -> dict[str, torch.Tensor]:
@@ -211,8 +212,9 @@ def build_trainer(
         processing_class=processor,
         compute_metrics=evaluate,
     )
-    if args.model.mode == "peft" and (callback := find_adapter(args.model.adapter).callback):
-        trainer.add_callback(callback(network))
+    adapter = adapter_of(args.model)
+    if adapter is not None and adapter.callback is not None:
+        trainer.add_callback(adapter.callback(network))
     if args.model.early_stopping_patience:
         trainer.add_callback(transformers.EarlyStoppingCallback(args.model.early_stopping_patience))
     return trainer
@@ -227,7 +229,7 @@ def start_record(
         status="failed",  # until the end says otherwise
         task=args.data.task,
         mode=args.model.mode,
-        adapter=args.model.adapter if args.model.mode == "peft" else None,
+        adapter=args.model.adapter if adapter_of(args.model) else None,
         seed=args.training.seed,
         model={
             "name": args.model.model_name_or_path,

@@ -22,11 +22,7 @@ def test_the_table_in_the_docs_is_what_comes_out(tmp_path):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    tiny.write_tiny_bert(folder / "bert")
-    tiny.write_text_csv(folder / "train.csv", 24)
-    tiny.write_text_csv(folder / "test.csv", 9, seed=1)
-    return folder
+    return tiny.write_text_task(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -24,11 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft's hints
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("merge")
-    tiny.write_tiny_bert(folder / "bert")
-    tiny.write_text_csv(folder / "train.csv", 24)
-    tiny.write_text_csv(folder / "test.csv", 9, seed=1)
-    return folder
+    return tiny.write_text_task(tmp_path_factory.mktemp("merge"))
 
 
 @pytest.fixture(scope="module")

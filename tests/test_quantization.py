@@ -27,11 +27,8 @@ KINDS = {"int8": bitsandbytes.nn.Linear8bitLt, "nf4": bitsandbytes.nn.Linear4bit
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quantized")
-    tiny.write_tiny_bert(folder / "bert")
+    folder = tiny.write_text_task(tmp_path_factory.mktemp("quantized"))
     tiny.write_tiny_vit(folder / "vit")
-    tiny.write_text_csv(folder / "train.csv", 24)
-    tiny.write_text_csv(folder / "test.csv", 9, seed=1)
     tiny.write_image_folder(folder / "photos" / "train", 8)
     tiny.write_image_folder(folder / "photos" / "test", 3, seed=1)
     return folder

@@ -138,6 +138,14 @@ def write_text_csv(path: str | Path, n: int, labels: Sequence[str] = LABELS, see
     return Path(path)
 
 
+def write_text_task(folder: str | Path) -> Path:
+    """What a run on texts needs: `bert`, `train.csv` with 24 rows and `test.csv` with 9 others."""
+    write_tiny_bert(Path(folder) / "bert")
+    write_text_csv(Path(folder) / "train.csv", 24)
+    write_text_csv(Path(folder) / "test.csv", 9, seed=1)
+    return Path(folder)
+
+
 def write_image_folder(
     folder: str | Path, n_per_class: int, labels: Sequence[str] = ("blue", "green", "red"), seed: int = 0
 ) -> Path:

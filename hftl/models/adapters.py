@@ -338,6 +338,11 @@ def find_adapter(name: str) -> Adapter:
     return ADAPTERS[name]
 
 
+def adapter_of(args: Any) -> Adapter | None:
+    """The method that a run with these `ModelArguments` trains; None in the other modes."""
+    return find_adapter(args.adapter) if args.mode == "peft" else None
+
+
 def check_adapter(args: Any, config: Any, modality: str) -> None:
     """Refuse a method that this network or task cannot have, before any weights are loaded.
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from hftl.errors import UserError
 
-KINDS = ("none", "int8", "nf4")
 INSTALL = "pip install 'hftl[quant]'"
 
 
@@ -36,7 +35,7 @@ def build_quantization(kind: str, kept: list[str]) -> Any:
     """The configuration for `from_pretrained`, or None.
 
     Args:
-        kind: one of `KINDS`. nf4 quantizes its own scales as well (Dettmers et al. 2023, section 3).
+        kind: none, int8 or nf4, which quantizes its own scales as well (Dettmers et al. 2023, section 3).
         kept: modules that stay as they are.
     """
     from transformers import BitsAndBytesConfig

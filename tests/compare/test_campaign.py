@@ -19,20 +19,10 @@ from hftl.compare.plan import list_cells
 from hftl.errors import UserError
 from hftl.records import RunRecord, read_predictions
 from tests.compare.test_experiment import write
-from tests.tiny import write_text_csv, write_tiny_bert
 
 ROOT = Path(__file__).parents[2]
 ALL_ARMS = ("arms: {majority: , tfidf: , probe: , lora: , full: , scratch: }", "sizes: [15, 30]")
 SHORT = ("budget: steps", "max_steps: 3", "sizes: [30]", "arms: {tfidf: , full: }")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_tiny_bert(folder / "bert")
-    for seed, (split, n) in enumerate({"train": 120, "validation": 30, "test": 60}.items()):
-        write_text_csv(folder / f"{split}.csv", n, seed=seed)
-    return folder
 
 
 def run_here(jobs, *, num_workers, may_start):

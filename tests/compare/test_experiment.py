@@ -7,19 +7,10 @@ import pytest
 from hftl.compare.experiment import read_experiment
 from hftl.compare.plan import inspect_data, list_cells, parse_cell, split_budget
 from hftl.errors import UserError
-from tests.tiny import write_text_csv, write_tiny_bert
+from tests.tiny import write_tiny_bert
 
 ROOT = Path(__file__).parents[2]
 ARMS = "arms: {majority: , tfidf: , probe: , lora: , full: , scratch: , tiny: {mode: scratch, title: Tiny}}"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_tiny_bert(folder / "bert")
-    for seed, (split, n) in enumerate({"train": 120, "validation": 30, "test": 60}.items()):
-        write_text_csv(folder / f"{split}.csv", n, seed=seed)
-    return folder
 
 
 def write(folder, data, *lines, **given):
