@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import nn
 
+from hftl.adapter_start import initialize_adapter
 from hftl.allocator import keep_freed_memory
 from hftl.config import Arguments, write_config
 from hftl.cost.ledger import Ledger
@@ -75,9 +76,11 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
     with ledger.bucket("startup"):
         coverage = mode.cover(loaded.network, args.model, heads, sample_inputs(args, rows["train"], collator))
         network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type)
+        with ledger.bucket("train"):
+            adapter_flops = initialize_adapter(network, args, rows["train"], collator)
         folder = open_run_folder(args, network)
         trainer = build_trainer(args, network, heads, examples, rows, collator, processor, ledger)
-        trainer.meter.head_flops = head.get("flops", 0)
+        trainer.meter.head_flops = head.get("flops", 0) + adapter_flops
         record = start_record(args, examples, network, head, write_config(args, folder))
         record.model["coverage"] = coverage
     with recorded(record, folder, ledger, trainer), PeakMemory() as memory:

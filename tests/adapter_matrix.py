@@ -83,6 +83,8 @@ def try_adapter(adapter: str, name: str, folder: Path) -> str:
         adapted = MODES["peft"].adapt(network, args, heads, "SEQ_CLS" if name in TEXT else None)
     except UserError:
         return REFUSED
+    if ADAPTERS[adapter].initialize is not None:
+        ADAPTERS[adapter].initialize(adapted, lambda: [build_batch(name)])
     started = {key: value.clone() for key, value in adapted.state_dict().items()}
     train_steps(adapted, build_batch(name))
     _check_what_moved(adapted, started, before, heads, rewrites_base=ADAPTERS[adapter].rewrites_base)

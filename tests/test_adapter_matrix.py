@@ -27,7 +27,9 @@ def files(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")  # AdaLoRA's own, which peft reads
-@pytest.mark.parametrize("adapter", ["adalora", "bitfit", "fourierft", "ln-tuning", "prefix", "prompt", "p-tuning"])
+@pytest.mark.parametrize(
+    "adapter", ["adalora", "bitfit", "eva", "fourierft", "ln-tuning", "prefix", "prompt", "p-tuning"]
+)
 def test_one_flag_trains_it(adapter, files, tmp_path):
     words = ["--adapter", adapter, "--train_file", f"{files}/train.csv", "--test_file", f"{files}/test.csv"]
     words += ["--model_name_or_path", f"{files}/bert", "--output_dir", str(tmp_path / "run"), "--max_steps", "4"]

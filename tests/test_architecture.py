@@ -33,6 +33,7 @@ MAY_IMPORT = {
 RUNS = (
     "examples",
     "head_start",
+    "adapter_start",
     "trainer",
     "run_folder",
     "predict",

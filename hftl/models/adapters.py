@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from hftl.errors import UserError, unknown_name
 from hftl.models.adalora import AllocateRanks
+from hftl.models.eva import Batches, initialize_eva
 from hftl.models.targets import BIAS, CONV1D, CONV2D, LINEAR, NORM, describe_coverage, resolve_targets
 
 ALL_LAYERS = frozenset({LINEAR, CONV1D, CONV2D})
@@ -71,6 +72,7 @@ class Adapter:
         rewrites_base: it starts by taking its part out of the frozen weights; loading does the same again.
         on_quantized: whether it can sit on layers in 8 or 4 bits.
         callback: wrapped network -> what has to happen between the steps of training.
+        initialize: set the start of the wrapped network from model inputs of training rows.
     """
 
     title: str
@@ -84,6 +86,7 @@ class Adapter:
     rewrites_base: bool = False
     on_quantized: bool = False
     callback: Callable[[nn.Module], TrainerCallback] | None = None
+    initialize: Callable[[nn.Module, Batches], None] | None = None
 
     @property
     def is_prompt(self) -> bool:
@@ -104,6 +107,12 @@ def _lora(request: Request, **changes: Any) -> Any:
 
 def _lora_variant(**changes: Any) -> Callable[[Request], Any]:
     return lambda request: _lora(request, **changes)
+
+
+def _eva(request: Request) -> Any:
+    from peft.tuners.lora import EvaConfig
+
+    return _lora(request, init_lora_weights="eva", eva_config=EvaConfig())
 
 
 def _adalora(request: Request) -> Any:
@@ -258,6 +267,14 @@ ADAPTERS: dict[str, Adapter] = {
         frozenset({LINEAR}),
         "Buyukakyuz 2024",
         rewrites_base=True,
+    ),
+    "eva": Adapter(
+        "EVA",
+        _eva,
+        frozenset({LINEAR, CONV1D}),
+        "Paischer et al. 2024",
+        on_quantized=True,
+        initialize=initialize_eva,
     ),
     "adalora": Adapter(
         "AdaLoRA",
