@@ -101,7 +101,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
 
 def check_model(args: Arguments, task: Task) -> None:
     """Find a wrong name, or an adapter that this network cannot have, before data or weights are read."""
-    find_mode(args.model.mode).check(args.model, read_config(args.model, task), task.modality)
+    find_mode(args.model.mode).check(args.model, read_config(args.model, task), task)
 
 
 def check_arguments(args: Arguments) -> None:

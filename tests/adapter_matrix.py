@@ -17,6 +17,7 @@ from hftl.errors import UserError
 from hftl.models.adapters import ADAPTERS, check_adapter
 from hftl.models.head import head_modules
 from hftl.models.modes import MODES
+from hftl.tasks import TASKS
 from tests.networks import (
     IMAGE_NETWORKS,
     IMAGE_ONLY_ADAPTED,
@@ -73,7 +74,7 @@ def try_adapter(adapter: str, name: str, folder: Path) -> str:
     heads = head_modules(network, [])
     args = ModelArguments(adapter=adapter, lora_r=4, lora_alpha=4, num_virtual_tokens=4)
     try:
-        check_adapter(args, network.config, "text" if name in TEXT else "image")
+        check_adapter(args, network.config, TASKS["text-classification" if name in TEXT else "image-classification"]())
     except UserError:
         return REFUSED
     before = {key: value.clone() for key, value in network.state_dict().items()}

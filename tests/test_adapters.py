@@ -13,6 +13,7 @@ from hftl.models.adapters import build_adapter, check_adapter, find_targets
 from hftl.models.head import head_modules
 from hftl.models.modes import MODES, freeze_lower_layers
 from hftl.models.targets import default_targets, describe_coverage, is_convolutional
+from hftl.tasks import TASKS
 from tests.networks import IMAGE_SIZE, NETWORKS, TEXT_NETWORKS, build_network
 
 BERT_LAYER = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
@@ -232,6 +233,8 @@ def test_an_expression_that_is_none_is_refused():
 def test_modules_that_the_method_cannot_change_are_refused():
     with pytest.raises(UserError, match="changes linear layers, but the modules to adapt of ResNet.* are convolution"):
         adapt(build_network("resnet"), adapter="miss")
+    with pytest.raises(UserError, match="changes normalization layers, but ResNetForImageClassification has none"):
+        adapt(build_network("resnet"), adapter="ln-tuning")
     with pytest.raises(UserError, match="changes normalization layers, but .* are linear layers"):
         adapt(build_network("bert"), adapter="ln-tuning", target_modules=["query"])
 
@@ -247,13 +250,15 @@ def test_modules_that_the_method_cannot_change_are_refused():
 )
 def test_an_adapter_that_a_network_cannot_have_is_refused_by_its_configuration(adapter, name, modality, message):
     with pytest.raises(UserError, match=message):
-        check_adapter(ModelArguments(adapter=adapter), build_network(name).config, modality)
+        check_adapter(
+            ModelArguments(adapter=adapter), build_network(name).config, TASKS[f"{modality}-classification"]()
+        )
 
 
 def test_prompts_take_no_target_modules():
     args = ModelArguments(adapter="prompt", target_modules=["query"])
     with pytest.raises(UserError, match="adapts no modules: leave --target_modules out"):
-        check_adapter(args, build_network("bert").config, "text")
+        check_adapter(args, build_network("bert").config, TASKS["text-classification"]())
 
 
 def test_more_settings_of_peft_go_through_and_unknown_ones_do_not():

@@ -15,6 +15,7 @@ from hftl.models.adapters import ADAPTERS, check_adapter
 from hftl.models.quantization import check_quantization
 from hftl.records import RunRecord
 from hftl.run import run
+from hftl.tasks import TASKS
 from hftl.trainer import FineTuningTrainer
 from tests import tiny
 
@@ -127,4 +128,4 @@ def test_without_the_package_it_says_what_to_type(monkeypatch):
 def test_an_adapter_that_cannot_sit_on_quantized_weights_is_refused():
     args = ModelArguments(mode="peft", quantization="nf4", adapter="vera")
     with pytest.raises(UserError, match="vera cannot sit on weights in nf4. What can: lora, rslora, dora"):
-        check_adapter(args, None, "text")
+        check_adapter(args, None, TASKS["text-classification"]())

@@ -4,6 +4,7 @@ A method is one entry of `ADAPTERS`. Its rate and its limits are measured in doc
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,11 @@ from transformers import TrainerCallback
 from hftl.errors import UserError, unknown_name
 from hftl.models.adalora import AllocateRanks
 from hftl.models.eva import Batches, initialize_eva
-from hftl.models.targets import BIAS, CONV1D, CONV2D, LINEAR, NORM, describe_coverage, resolve_targets
+from hftl.models.head import head_modules
+from hftl.models.load import build_empty
+from hftl.models.targets import BIAS, CONV1D, CONV2D, LINEAR, NORM, describe_coverage, resolve_targets, shape_of
+
+logger = logging.getLogger(__name__)
 
 ALL_LAYERS = frozenset({LINEAR, CONV1D, CONV2D})
 # Networks whose code, as of transformers 5.23, peft 0.21 cannot put virtual tokens in front of, or has no place for
@@ -30,6 +35,24 @@ NO_PREFIX = NO_PROMPT | dict.fromkeys(
 )
 # peft 0.21 takes four-dimensional inputs of a linear layer for those of a convolution.
 NO_OFT = dict.fromkeys(("convnext", "convnextv2"), "its linear layers read images, which peft's OFT does not expect")
+
+
+# Inputs and outputs of a layer -> the largest `--lora_r` that says something there.
+
+
+def _narrow_side(inputs: int, outputs: int) -> int:
+    """Of two factors: a matrix has no higher rank."""
+    return min(inputs, outputs)
+
+
+def _two_thirds(inputs: int, outputs: int) -> int:
+    """AdaLoRA starts with half as many again, `r + r // 2`."""
+    return (2 * min(inputs, outputs) + 1) // 3
+
+
+def _entries(inputs: int, outputs: int) -> int:
+    """SHiRA changes `r * (inputs + outputs)` entries of the matrix."""
+    return inputs * outputs // (inputs + outputs)
 
 
 @dataclass(frozen=True)
@@ -71,6 +94,7 @@ class Adapter:
         is_mergeable: whether it can be folded into the weights, so that prediction costs nothing more.
         rewrites_base: it starts by taking its part out of the frozen weights; loading does the same again.
         on_quantized: whether it can sit on layers in 8 or 4 bits.
+        largest_rank: inputs and outputs of a layer -> the largest `--lora_r`; None: it does not read that flag.
         callback: wrapped network -> what has to happen between the steps of training.
         initialize: set the start of the wrapped network from model inputs of training rows.
     """
@@ -85,6 +109,7 @@ class Adapter:
     is_mergeable: bool = True
     rewrites_base: bool = False
     on_quantized: bool = False
+    largest_rank: Callable[[int, int], int] | None = None
     callback: Callable[[nn.Module], TrainerCallback] | None = None
     initialize: Callable[[nn.Module, Batches], None] | None = None
 
@@ -201,8 +226,7 @@ def _miss(request: Request) -> Any:
 def _shira(request: Request) -> Any:
     from peft import ShiraConfig
 
-    smallest = min(min(request.network.get_submodule(name).weight.shape) for name in request.targets)
-    return ShiraConfig(r=min(request.args.lora_r, smallest - 1), random_seed=0, **request.common())
+    return ShiraConfig(r=request.args.lora_r, random_seed=0, **request.common())
 
 
 def _ln_tuning(request: Request) -> Any:
@@ -251,15 +275,37 @@ def _common_divisor(request: Request, largest: int) -> int:
 # --- the methods
 
 ADAPTERS: dict[str, Adapter] = {
-    "lora": Adapter("LoRA", _lora, ALL_LAYERS, "Hu et al. 2022; all layers: Schulman 2025", on_quantized=True),
-    "rslora": Adapter("rsLoRA", _lora_variant(use_rslora=True), ALL_LAYERS, "Kalajdzievski 2023", on_quantized=True),
-    "dora": Adapter("DoRA", _lora_variant(use_dora=True), ALL_LAYERS, "Liu et al. 2024", on_quantized=True),
+    "lora": Adapter(
+        "LoRA",
+        _lora,
+        ALL_LAYERS,
+        "Hu et al. 2022; all layers: Schulman 2025",
+        on_quantized=True,
+        largest_rank=_narrow_side,
+    ),
+    "rslora": Adapter(
+        "rsLoRA",
+        _lora_variant(use_rslora=True),
+        ALL_LAYERS,
+        "Kalajdzievski 2023",
+        on_quantized=True,
+        largest_rank=_narrow_side,
+    ),
+    "dora": Adapter(
+        "DoRA",
+        _lora_variant(use_dora=True),
+        ALL_LAYERS,
+        "Liu et al. 2024",
+        on_quantized=True,
+        largest_rank=_narrow_side,
+    ),
     "pissa": Adapter(
         "PiSSA",
         _lora_variant(init_lora_weights="pissa"),
         frozenset({LINEAR, CONV1D}),
         "Meng et al. 2024",
         rewrites_base=True,
+        largest_rank=_narrow_side,
     ),
     "olora": Adapter(
         "OLoRA",
@@ -267,6 +313,7 @@ ADAPTERS: dict[str, Adapter] = {
         frozenset({LINEAR}),
         "Buyukakyuz 2024",
         rewrites_base=True,
+        largest_rank=_narrow_side,
     ),
     "eva": Adapter(
         "EVA",
@@ -275,6 +322,7 @@ ADAPTERS: dict[str, Adapter] = {
         "Paischer et al. 2024",
         on_quantized=True,
         initialize=initialize_eva,
+        largest_rank=_narrow_side,
     ),
     "adalora": Adapter(
         "AdaLoRA",
@@ -283,13 +331,18 @@ ADAPTERS: dict[str, Adapter] = {
         "Zhang et al. 2023",
         callback=AllocateRanks,
         on_quantized=True,
+        largest_rank=_two_thirds,
     ),
     "ia3": Adapter("(IA)3", _ia3, ALL_LAYERS, "Liu et al. 2022, 3e-3", learning_rate=3e-3, on_quantized=True),
     "vera": Adapter(
         "VeRA", _vera, frozenset({LINEAR, CONV1D}), "Kopiczko et al. 2024, 4e-3 to 1e-2", learning_rate=4e-3
     ),
-    "loha": Adapter("LoHa", _loha, frozenset({LINEAR, CONV2D}), "Hyeon-Woo et al. 2022; Yeh et al. 2024"),
-    "lokr": Adapter("LoKr", _lokr, frozenset({LINEAR, CONV2D}), "Edalati et al. 2022; Yeh et al. 2024"),
+    "loha": Adapter(
+        "LoHa", _loha, frozenset({LINEAR, CONV2D}), "Hyeon-Woo et al. 2022; Yeh et al. 2024", largest_rank=_narrow_side
+    ),
+    "lokr": Adapter(
+        "LoKr", _lokr, frozenset({LINEAR, CONV2D}), "Edalati et al. 2022; Yeh et al. 2024", largest_rank=_narrow_side
+    ),
     "oft": Adapter("OFT", _oft, frozenset({LINEAR}), "Qiu et al. 2023", refused=NO_OFT),
     "boft": Adapter("BOFT", _boft, frozenset({LINEAR}), "Liu et al. 2024"),
     "fourierft": Adapter(
@@ -301,9 +354,9 @@ ADAPTERS: dict[str, Adapter] = {
         head_learning_rate=2e-3,
     ),
     "hra": Adapter("HRA", _hra, frozenset({LINEAR}), "Yuan et al. 2024"),
-    "hira": Adapter("HiRA", _hira, ALL_LAYERS, "Huang et al. 2025", on_quantized=True),
-    "miss": Adapter("MiSS", _miss, frozenset({LINEAR}), "Kang and Yin 2025"),
-    "shira": Adapter("SHiRA", _shira, frozenset({LINEAR}), "Bhardwaj et al. 2024"),
+    "hira": Adapter("HiRA", _hira, ALL_LAYERS, "Huang et al. 2025", on_quantized=True, largest_rank=_narrow_side),
+    "miss": Adapter("MiSS", _miss, frozenset({LINEAR}), "Kang and Yin 2025", largest_rank=_narrow_side),
+    "shira": Adapter("SHiRA", _shira, frozenset({LINEAR}), "Bhardwaj et al. 2024", largest_rank=_entries),
     "ln-tuning": Adapter("LN tuning", _ln_tuning, frozenset({NORM}), "Zhao et al. 2024", on_quantized=True),
     "bitfit": Adapter(
         "BitFit",
@@ -360,13 +413,13 @@ def adapter_of(args: Any) -> Adapter | None:
     return find_adapter(args.adapter) if args.mode == "peft" else None
 
 
-def check_adapter(args: Any, config: Any, modality: str) -> None:
+def check_adapter(args: Any, config: Any, task: Any) -> None:
     """Refuse a method that this network or task cannot have, before any weights are loaded.
 
     Args:
         args: the `ModelArguments`.
         config: of the checkpoint.
-        modality: text or image.
+        task: a `Task`.
     """
     adapter = find_adapter(args.adapter)
     if args.quantization != "none" and not adapter.on_quantized:
@@ -376,11 +429,39 @@ def check_adapter(args: Any, config: Any, modality: str) -> None:
         )
     if adapter.is_prompt and args.target_modules:
         raise UserError(f"--adapter {args.adapter} adapts no modules: leave --target_modules out.")
-    if reason := _refuse(adapter, config.model_type, modality):
-        fitting = [name for name, other in ADAPTERS.items() if not _refuse(other, config.model_type, modality)]
+    if reason := _refuse(adapter, config.model_type, task.modality):
+        fitting = [name for name, other in ADAPTERS.items() if not _refuse(other, config.model_type, task.modality)]
         raise UserError(
             f"--adapter {args.adapter} does not work with {config.model_type}: {reason}. "
             f"What does: {', '.join(fitting)}."
+        )
+    if adapter.largest_rank is None and args.lora_r != type(args).lora_r:
+        logger.warning("--lora_r %d has no effect: --adapter %s does not read it.", args.lora_r, args.adapter)
+    network = build_empty(task, config)
+    check_rank(network, args, find_targets(network, args, head_modules(network, [])))
+
+
+def check_rank(network: nn.Module, args: Any, targets: list[str]) -> None:
+    """Refuse a rank that a layer cannot have: peft would make larger matrices that say no more, or cut them silently.
+
+    Args:
+        network: not yet wrapped; its weights are not read.
+        args: the `ModelArguments`.
+        targets: full names of the modules to adapt.
+    """
+    largest_rank = find_adapter(args.adapter).largest_rank
+    if largest_rank is None or not targets:
+        return
+    rank = (args.adapter_config or {}).get("r", args.lora_r)
+    shapes = {name: shape_of(network.get_submodule(name)) for name in targets}
+    smallest = min(shapes, key=lambda name: largest_rank(*shapes[name]))
+    limit = largest_rank(*shapes[smallest])
+    if isinstance(rank, int) and rank > limit:
+        inputs, outputs = shapes[smallest]
+        raise UserError(
+            f"The rank is {rank} (--lora_r), but the smallest adapted layer, {smallest}, has {inputs} inputs and "
+            f"{outputs} outputs, and with --adapter {args.adapter} a rank above {limit} says nothing more there. "
+            f"Give --lora_r {limit} or less, or leave such layers out with --target_modules."
         )
 
 
@@ -410,6 +491,7 @@ def build_adapter(network: nn.Module, args: Any, heads: list[str], task_type: st
     if adapter.build is None:
         train_biases(network, targets, heads)
         return network
+    check_rank(network, args, targets)
     config = adapter.build(Request(args, network, targets, heads, task_type))
     adapted = get_peft_model(network, _with_changes(config, args))
     _train_in_float32(adapted)
@@ -474,9 +556,11 @@ def _cast_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def describe_adapters() -> list[tuple[str, ...]]:
     """The table of `hftl adapters`, its head first."""
-    rows = [("--adapter", "method", "changes", "learning rate", "merges", "source")]
+    rows = [("--adapter", "method", "changes", "--lora_r", "learning rate", "merges", "source")]
     for name, adapter in ADAPTERS.items():
         layers = ", ".join(sorted(adapter.layers)) or "the text: virtual tokens"
         rate = f"{adapter.learning_rate:g}" if adapter.learning_rate else "LoRA's"
-        rows.append((name, adapter.title, layers, rate, "yes" if adapter.is_mergeable else "no", adapter.source))
+        has_rank = "yes" if adapter.largest_rank is not None else "no"
+        merges = "yes" if adapter.is_mergeable else "no"
+        rows.append((name, adapter.title, layers, has_rank, rate, merges, adapter.source))
     return rows

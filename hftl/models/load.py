@@ -94,9 +94,14 @@ def _load(args: Any, task: Any, config: Any, kept: list[str]) -> tuple[PreTraine
 
 def _list_outside(task: Any, config: Any) -> list[str]:
     """Modules outside the pretrained body of the network that a configuration describes."""
-    with torch.device("meta"):
-        network = getattr(transformers, task.auto_model).from_config(config, trust_remote_code=False)
+    network = build_empty(task, config)
     return [name for name, _ in network.named_children() if f"{name}." != body_prefix(network)]
+
+
+def build_empty(task: Any, config: Any) -> PreTrainedModel:
+    """The network that a configuration describes, without memory for its weights."""
+    with torch.device("meta"):
+        return getattr(transformers, task.auto_model).from_config(config, trust_remote_code=False)
 
 
 def build_random(args: Any, task: Any, config: Any) -> LoadedModel:

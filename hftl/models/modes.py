@@ -32,7 +32,7 @@ class Mode:
         head_init: what `--head_init auto` means for text and for images: docs/head-init.md has the measurements.
         augmentation: what `--augmentation auto` means.
         check: refuse what this checkpoint cannot have, before it is loaded, given the arguments, its configuration
-            and the modality.
+            and the task.
         cover: how much of the network is adapted, given it, the arguments, its head modules and a batch; None where
             that is not a question.
     """
@@ -43,7 +43,7 @@ class Mode:
     head_init: dict[str, str]
     is_trained: bool = True
     augmentation: str = "light"
-    check: Callable[[Any, Any, str], None] = lambda args, config, modality: None
+    check: Callable[[Any, Any, Any], None] = lambda args, config, task: None
     cover: Callable[[nn.Module, Any, list[str], Any], dict[str, Any] | None] = lambda *_: None
 
 

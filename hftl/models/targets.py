@@ -34,6 +34,15 @@ def kind_of(module: nn.Module) -> str | None:
     return NORM if is_norm and getattr(module, "weight", None) is not None else None
 
 
+def shape_of(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a layer as one matrix, quantized or not; those of a convolution count its window."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    return module.weight[0].numel(), module.weight.shape[0]
+
+
 def is_convolutional(network: nn.Module) -> bool:
     """Whether most of the weights in matrix products are those of convolutions."""
     weights = {nn.Conv2d: 0, nn.Linear: 0}
@@ -185,7 +194,10 @@ def _match(word: str, network: nn.Module, layers: dict[str, str]) -> list[str]:
 
 def _unfit(network: nn.Module, names: list[str], layers: dict[str, str], kinds: Collection[str]) -> UserError:
     found = sorted({layers[name] for name in names})
+    wanted = f"This adapter changes {' and '.join(sorted(kinds))} layers"
+    if not found:
+        return UserError(f"{wanted}, but {type(network).__name__} has none that it could. Use --adapter lora.")
     return UserError(
-        f"This adapter changes {' and '.join(sorted(kinds))} layers, but the modules to adapt of "
-        f"{type(network).__name__} are {' and '.join(found)} layers. Use --adapter lora, which adapts all of them."
+        f"{wanted}, but the modules to adapt of {type(network).__name__} are {' and '.join(found)} layers. "
+        "Use --adapter lora, which adapts all of them."
     )

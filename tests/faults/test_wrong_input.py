@@ -330,6 +330,21 @@ def test_a_checkpoint_with_pickled_weights_only(refused, copy_bert):
     _assert_says(r"no model.safetensors\..*can run code", refused("--model_name_or_path", copy_bert))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--lora_r", "5000"), r"The rank is 5000 .*query, has 32 inputs and 32 outputs.*Give --lora_r 32 or less"),
+        (("--adapter_config", '{"r": 33}'), r"The rank is 33 .*Give --lora_r 32 or less"),
+        (("--target_modules", "queri"), r"^Unknown target module 'queri'\. Did you mean 'query'"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_weights_are_read(refused, copy_bert, words, message):
+    (copy_bert / "model.safetensors").unlink()
+    (copy_bert / "tokenizer.json").unlink()
+
+    _assert_says(message, refused("--model_name_or_path", copy_bert, "--mode", "peft", *words))
+
+
 def test_weights_of_another_network(refused, copy_bert):
     save_file({"other": torch.zeros(3)}, copy_bert / "model.safetensors", metadata={"format": "pt"})
     _assert_says(r"\d+ of \d+ weights are not in the checkpoint", refused("--model_name_or_path", copy_bert))
