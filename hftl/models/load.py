@@ -6,12 +6,15 @@ Weights are safetensors only, and no code from a repository is ever run.
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from hftl.assets import resolve_model
 from hftl.errors import UserError
@@ -37,6 +40,7 @@ def read_config(args: Any, task: Any) -> Any:
     """
     with explained_loading(args.model_name_or_path):
         source = resolve_model(args.model_name_or_path)
+        _refuse_an_adapter(args, source)
         config = AutoConfig.from_pretrained(source, revision=args.model_revision, trust_remote_code=False)
     if type(config) not in getattr(transformers, task.auto_model)._model_mapping:
         raise UserError(
@@ -44,6 +48,26 @@ def read_config(args: Any, task: Any) -> Any:
             f"Name a checkpoint that {task.auto_model} knows."
         )
     return config
+
+
+def _refuse_an_adapter(args: Any, source: str) -> None:
+    """An adapter's folder or repository is no network; transformers would load its base, and put the adapter on it."""
+    file = find_adapter_config_file(source, revision=args.model_revision)
+    if file is None:
+        return
+    adapter = json.loads(Path(file).read_text(encoding="utf-8"))
+    name, base = args.model_name_or_path, adapter.get("base_model_name_or_path")
+    is_run = Path(name, "run.json").is_file()
+    merge = f"`hftl merge {name} OUT`" if is_run else "`merge_and_unload` of peft"
+    advice = [f"To train all of it further, merge it with {merge} and name the result."]
+    if base:
+        advice.append(f"To start again from what it was trained on, name {base}.")
+    if Path(name, "trainer_state.json").is_file():
+        advice.append(f"To go on with its own run, give --resume_from_checkpoint {name}.")
+    elif Path(name).is_dir() and get_last_checkpoint(name):
+        advice.append(f"To go on with its own run, give --output_dir {name} --resume_from_checkpoint true.")
+    over = f" over {base}" if base else ""
+    raise UserError(f"{name} is an adapter ({adapter.get('peft_type')}){over}, not a network. {' '.join(advice)}")
 
 
 def load_config(args: Any, task: Any, processor: Any, info: Any) -> Any:

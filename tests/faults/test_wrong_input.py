@@ -330,6 +330,53 @@ def test_a_checkpoint_with_pickled_weights_only(refused, copy_bert):
     _assert_says(r"no model.safetensors\..*can run code", refused("--model_name_or_path", copy_bert))
 
 
+@pytest.fixture(scope="session")
+def adapter(shared, cache, tmp_path_factory):
+    """The run folder of a LoRA adapter, with a checkpoint of it."""
+    folder = tmp_path_factory.mktemp("runs") / "lora"
+    words = ["train", "--mode", "peft", "--train_file", shared / "train.csv", "--model_name_or_path", shared / "bert"]
+    words += ["--output_dir", folder, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HFTL_CACHE", str(cache))
+        assert cli.main(list(map(str, words))) == 0
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["full", "peft", "scratch", "probe", "knn"])
+def test_an_adapter_is_not_a_network(refused, shared, adapter, mode):
+    message = refused("--model_name_or_path", adapter, "--mode", mode, "--head_init", "auto")
+
+    _assert_says(f"{adapter} is an adapter .LORA. over {shared / 'bert'}, not a network", message)
+    _assert_says(f"merge it with `hftl merge {adapter} OUT` and name the result", message)
+    _assert_says(f"start again from what it was trained on, name {shared / 'bert'}", message)
+    _assert_says(f"--output_dir {adapter} --resume_from_checkpoint true", message)
+
+
+def test_a_checkpoint_of_an_adapter_is_not_a_network_either(refused, adapter):
+    message = refused("--model_name_or_path", adapter / "checkpoint-2")
+
+    _assert_says(f"merge_and_unload.*--resume_from_checkpoint {adapter}/checkpoint-2", message)
+
+
+def test_an_adapter_of_the_hub_is_not_a_network(refused, adapter, monkeypatch):
+    monkeypatch.setattr(
+        "hftl.models.load.find_adapter_config_file",
+        lambda name, revision: str(adapter / "adapter_config.json") if name == "org/adapter" else None,
+    )
+
+    _assert_says("^org/adapter is an adapter .LORA. over", refused("--model_name_or_path", "org/adapter"))
+
+
+@pytest.mark.parametrize("words", [("--mode", "full"), ("--mode", "peft", "--adapter", "bitfit")])
+def test_a_run_that_left_a_whole_network_can_be_trained_further(train, words):
+    code, message = train(*words, "--save_strategy", "steps", "--save_steps", "2")
+    assert code == 0, message
+
+    for source in ("out", "out/checkpoint-2"):
+        code, message = train("--model_name_or_path", source, "--output_dir", f"further-{source.count('/')}")
+        assert code == 0, message
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
