@@ -25,6 +25,7 @@ from hftl.models.load import load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
 from hftl.models.quantization import check_quantization
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
+from hftl.resume import check_adapter_of_checkpoint, check_checkpoint
 from hftl.run_folder import (
     check_run_folder,
     explained_resources,
@@ -78,6 +79,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type)
         with ledger.bucket("train"):
             adapter_flops = initialize_adapter(network, args, rows["train"], collator)
+        check_adapter_of_checkpoint(args, network)
         folder = open_run_folder(args, network)
         trainer = build_trainer(args, network, heads, examples, rows, collator, processor, ledger)
         trainer.meter.head_flops = head.get("flops", 0) + adapter_flops
@@ -141,6 +143,7 @@ def check_arguments(args: Arguments) -> None:
         )
     if "output_dir" in args.given:
         check_run_folder(args.training)
+    check_checkpoint(args)
     metric = args.training.metric_for_best_model
     if metric and args.training.greater_is_better is None and metric.removeprefix("eval_") != "loss":
         args.training.greater_is_better = greater_is_better(metric.removeprefix("eval_"))

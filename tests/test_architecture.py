@@ -36,6 +36,7 @@ RUNS = (
     "adapter_start",
     "trainer",
     "run_folder",
+    "resume",
     "predict",
     "merge",
     "run",
@@ -43,6 +44,7 @@ RUNS = (
 )  # each only those before it
 for position, name in enumerate(RUNS):
     MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "tasks", "models", *RUNS[:position]}
+MAY_IMPORT["resume"] |= {"yaml_file"}  # the configuration of the run that it goes on with
 # A comparison plans runs and reads their records; how a run works it does not know.
 STUDIES = {*BASE, "run", "baselines", "examples", "metrics", "cost", "tasks", "yaml_file", "data.subsets", "data.load"}
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms

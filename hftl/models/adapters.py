@@ -95,6 +95,8 @@ class Adapter:
         rewrites_base: it starts by taking its part out of the frozen weights; loading does the same again.
         on_quantized: whether it can sit on layers in 8 or 4 bits.
         largest_rank: inputs and outputs of a layer -> the largest `--lora_r`; None: it does not read that flag.
+        moving_settings: fields of its peft configuration that training changes.
+        is_resumable: whether training can go on from what peft saves of it.
         callback: wrapped network -> what has to happen between the steps of training.
         initialize: set the start of the wrapped network from model inputs of training rows.
     """
@@ -110,6 +112,8 @@ class Adapter:
     rewrites_base: bool = False
     on_quantized: bool = False
     largest_rank: Callable[[int, int], int] | None = None
+    moving_settings: frozenset[str] = frozenset()
+    is_resumable: bool = True
     callback: Callable[[nn.Module], TrainerCallback] | None = None
     initialize: Callable[[nn.Module, Batches], None] | None = None
 
@@ -329,6 +333,9 @@ ADAPTERS: dict[str, Adapter] = {
         _adalora,
         frozenset({LINEAR, CONV1D}),
         "Zhang et al. 2023",
+        # peft 0.21 saves the factors without the ranks taken away, and cannot load them into a network in training.
+        moving_settings=frozenset({"rank_pattern", "total_step", "tinit", "tfinal", "deltaT"}),
+        is_resumable=False,
         callback=AllocateRanks,
         on_quantized=True,
         largest_rank=_two_thirds,
