@@ -349,7 +349,7 @@ def check_adapter(args: Any, config: Any, modality: str) -> None:
     Args:
         args: the `ModelArguments`.
         config: of the checkpoint.
-        modality: text or image.
+        modality: text, language or image.
     """
     adapter = find_adapter(args.adapter)
     if args.quantization != "none" and not adapter.on_quantized:
@@ -368,7 +368,7 @@ def check_adapter(args: Any, config: Any, modality: str) -> None:
 
 
 def _refuse(adapter: Adapter, model_type: str, modality: str) -> str | None:
-    if adapter.is_prompt and modality != "text":
+    if adapter.is_prompt and modality == "image":
         return "it puts virtual tokens in front of a text, and there is none"
     return adapter.refused.get(model_type)
 
