@@ -150,6 +150,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "accuracy": ("README.md", accuracy_table),
     "throughput": ("README.md", throughput_table),
     "compare-wordnet": ("README.md", partial(campaign_table, "compare-wordnet")),
+    "compare-fashion-mnist": ("README.md", partial(campaign_table, "compare-fashion-mnist")),
     "head": ("docs/head-init.md", head_table),
 }
 

@@ -162,6 +162,11 @@ DATASETS = {
         "validation": "0a92b7d34161b69f727d28458f4663b0412771b1ba45eb3a9a7921e447aa2227",
         "test": "15f72ebd1b18fc20a02612078e83b9c1d8ef1e21001bd16729e7edf0924de57f",
     },
+    "wordnet-definitions": {
+        "train": "cbf6f696b658d47f9ee625812e4ea3f9a322cf1767e3fd8d9631571e923e292b",
+        "validation": "3bb6f41b0a87549aeab6c11bc4a815770b35c64e916b9d6bba869260767ecc7b",
+        "test": "e1caa85877f1954d19eb01bb1fc082d00cf73fe2e082cf40a5716f282269d52c",
+    },
     "fashion-mnist": {
         "train": "f47ff6b18d38b875a96de157cdb4d45b6c562695f3ba45f41bea00a93a51cf14",
         "validation": "74fc9d2dcadad724c50ad680b70564a5cd52b8972f9cbf8269619a34f0ce8ea3",

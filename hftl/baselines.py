@@ -39,6 +39,7 @@ from hftl.records import RunRecord, compute_config_hash, describe_environment, w
 from hftl.run_folder import check_run_folder, explained_resources, open_run_folder, recorded
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
+from hftl.tasks.labelled import label_columns
 
 # Inverse L2 strengths tried. TF-IDF rows have length 1, so the useful ones are larger than for standardised features.
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -223,7 +224,7 @@ def _save_predictions(
     probabilities = None if is_regression else compute_probabilities(outputs.logits, info.problem_type)
     decisions = outputs.logits if outputs.decisions is None else outputs.decisions
     predictions = compute_predictions(decisions, info.problem_type)
-    write_predictions(folder, rows["row_id"][:], labels, predictions, probabilities)
+    write_predictions(folder, label_columns(rows["row_id"][:], labels, predictions, probabilities))
 
 
 def _as_targets(labels: np.ndarray, info: LabelInfo) -> np.ndarray:

@@ -34,14 +34,16 @@ def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
 class DataArguments:
     """Which rows are used, and which of their columns."""
 
-    task: str = _option("text-classification", "What is predicted: text-classification or image-classification.")
+    task: str = _option("text-classification", "text-classification, image-classification or causal-lm.")
     dataset: str | None = _option(None, "Hub id, folder, file or bundled:NAME.")
     dataset_config: str | None = _option(None, "Configuration name of a Hub data set.")
     dataset_revision: str | None = _option(None, "Revision (commit, tag or branch) of a Hub data set.")
     train_file: str | None = _option(None, "Training file: csv, tsv, json, jsonl or parquet.")
     validation_file: str | None = _option(None, "Validation file; without it a part of train is held out.")
     test_file: str | None = _option(None, "Test file, read once, after training.")
-    text_columns: list[str] | None = _option(None, "One or two text columns.")
+    text_columns: list[str] | None = _option(
+        None, "One or two text columns; of a language model: the text, or prompt and completion, or the chat."
+    )
     image_column: str | None = _option(None, "Column with images or with image paths.")
     label_column: str | None = _option(None, "Column with the labels.")
     problem_type: str | None = _option(
@@ -71,12 +73,24 @@ class DataArguments:
         ("auto", "none", "light", "strong"),
     )
 
+    completion_only: bool = _option(
+        True, "causal-lm: learn the completions, or the assistant's turns, and not the prompts."
+    )
+    packing: bool = _option(
+        False,
+        "causal-lm: train on rows one after the other, without padding, where the network keeps them apart.",
+    )
+    tokenizer_vocab_size: int | None = _option(
+        None, "causal-lm, mode scratch: train a tokenizer of this size on the train rows."
+    )
+    show_example: bool = _option(False, "causal-lm: print one training row with the part that is learnt marked.")
+
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"--validation_fraction is {self.validation_fraction}; give a share between 0 and 1.")
         for name in ("num_train_examples", "num_train_examples_per_class", "num_validation_examples"):
             _check_positive(name, getattr(self, name))
-        for name in ("num_test_examples", "max_length", "image_size"):
+        for name in ("num_test_examples", "max_length", "image_size", "tokenizer_vocab_size"):
             _check_positive(name, getattr(self, name))
 
 
@@ -84,7 +98,9 @@ class DataArguments:
 class ModelArguments:
     """Which network is trained, and how much of it."""
 
-    mode: str | None = _option(None, "full, peft, scratch or probe; or a baseline: majority, prior, tfidf, knn.")
+    mode: str | None = _option(
+        None, "full, peft, scratch, probe or zero-shot; or a baseline: majority, prior, tfidf, knn."
+    )
     model_name_or_path: str | None = _option(None, "Hub id, folder or bundled:NAME.")
     model_revision: str = _option("main", "Revision (commit, tag or branch) of a Hub checkpoint.")
     config_overrides: str | None = _option(

@@ -10,10 +10,10 @@ import datasets
 
 from hftl.config import DataArguments
 from hftl.data.audit import AuditReport, audit
-from hftl.data.columns import choose_columns, standardize_columns
-from hftl.data.labels import LabelInfo, build_labels, encode_labels, keep_labels
+from hftl.data.labels import LabelInfo
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.subsets import take_subsets
+from hftl.tasks import build_task
 from hftl.tasks.base import Task
 
 
@@ -44,13 +44,13 @@ class Examples:
 _CUTS = {
     *("num_train_examples", "num_train_examples_per_class", "num_validation_examples", "num_test_examples"),
     *("validation_seed", "validation_fraction", "evaluate_test", "on_bad_rows", "max_length", "image_size"),
-    "augmentation",
+    *("augmentation", "completion_only", "packing", "tokenizer_vocab_size", "show_example"),
 }
 
 
 def load_examples(args: DataArguments, task: Task, seed: int) -> Examples:
     """Load, check and cut the rows. `seed` draws the training subset only: validation and test stay the same."""
-    splits, labels = load_labelled(args, task)
+    splits, labels = load_rows(args)
     bad_rows = {}
     if args.on_bad_rows == "skip":  # before the subsets, which would end up smaller than asked for otherwise
         splits, skipped = audit(splits, labels, task.modality, "skip")
@@ -63,15 +63,15 @@ def load_examples(args: DataArguments, task: Task, seed: int) -> Examples:
     return Examples(splits, labels, report, {name: compute_fingerprint(rows) for name, rows in splits.items()})
 
 
-def load_labelled(args: DataArguments, task: Task) -> tuple[datasets.DatasetDict, LabelInfo]:
-    """All rows in canonical columns with labels as numbers, and what the numbers mean.
+def load_rows(args: DataArguments) -> tuple[datasets.DatasetDict, LabelInfo]:
+    """All rows in the task's canonical columns, labels as numbers, and what the numbers mean.
 
     A process that makes many runs on the same source loads it once, unless a file of it has changed.
     """
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name not in _CUTS}
     key = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in settings.items())
     named = (args.dataset, args.train_file, args.validation_file, args.test_file)
-    return _load_labelled(key, task.modality, tuple(_stamp(name) for name in named if name))
+    return _load_rows(key, tuple(_stamp(name) for name in named if name))
 
 
 def _stamp(source: str) -> tuple[int, int, int]:
@@ -83,16 +83,9 @@ def _stamp(source: str) -> tuple[int, int, int]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_labelled(
-    settings: tuple[tuple[str, Any], ...], modality: str, stamps: tuple
-) -> tuple[datasets.DatasetDict, LabelInfo]:
+def _load_rows(settings: tuple[tuple[str, Any], ...], stamps: tuple) -> tuple[datasets.DatasetDict, LabelInfo]:
     args = DataArguments(**{name: list(value) if isinstance(value, tuple) else value for name, value in settings})
-    raw = load_splits(args)
-    splits = standardize_columns(raw, choose_columns(raw, args, modality), modality)
-    if args.only_labels:
-        splits = keep_labels(splits, args.only_labels)
-    labels = build_labels(splits, args.problem_type, args.label_delimiter)
-    return encode_labels(splits, labels, args.label_delimiter), labels
+    return build_task(args.task).read(load_splits(args), args)
 
 
 def prepare_examples(

@@ -49,7 +49,8 @@ def initialize_head(
     Args:
         network: loaded, not yet frozen or wrapped; changed in place.
         args: of the run.
-        wanted: `probe`, `random`, or `auto-probe`: like `probe`, but random for a network without a linear head.
+        wanted: `probe`, `random`, `pretrained`, or `auto-probe`: like `probe`, but random for a network
+            without a linear head.
         rows: prepared splits.
         collator: rows -> batch.
         is_final: nothing is trained afterwards. Then the pooling layer in front of the head may be passed by as well,
@@ -58,8 +59,8 @@ def initialize_head(
     Returns:
         What was done, for the run record.
     """
-    if wanted == "random":
-        return {"init": "random"}
+    if wanted in ("random", "pretrained"):
+        return {"init": wanted}
     try:
         find_head(network)
     except UserError as error:

@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -98,35 +98,22 @@ class RunRecord:
             raise UserError(f"{path} does not hold the fields of a run: {error}. Run it again.") from error
 
 
-def write_predictions(
-    folder: str | os.PathLike,
-    row_ids: Sequence[int],
-    labels: Sequence[Any],
-    predictions: Sequence[Any],
-    probabilities: Sequence[Sequence[float]] | None = None,
-) -> Path:
+def write_predictions(folder: str | os.PathLike, columns: Mapping[str, Any]) -> Path:
     """Write `predictions.parquet`, one row for each example, and return its path.
 
     Args:
         folder: The run folder, made if need be.
-        row_ids: [N] position of the example in its split as loaded.
-        labels: [N] or, multi-label, [N, C].
-        predictions: Like `labels`.
-        probabilities: [N, C] in the order of the label names; None for regression, and then not a column.
+        columns: Name -> [N], or [N, C], which becomes a list in each row; `row_id` among them, the position of the
+            example in its split as loaded.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {
-        "row_id": pa.array(np.asarray(row_ids, dtype=np.int64)),
-        "label": pa.array(np.asarray(labels).tolist()),
-        "prediction": pa.array(np.asarray(predictions).tolist()),
-    }
-    if probabilities is not None:
-        columns["probabilities"] = pa.array(list(np.asarray(probabilities, dtype=np.float32)))
+    arrays = {name: np.asarray(values) for name, values in columns.items()}
+    table = pa.table({name: pa.array(list(a) if a.ndim > 1 else a) for name, a in arrays.items()})
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), buffer)
+    pq.write_table(table, buffer)
     return write_atomically(Path(folder) / PREDICTIONS_FILE, buffer.getvalue().to_pybytes())
 
 

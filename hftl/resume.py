@@ -14,6 +14,7 @@ from torch import nn
 from hftl.config import Arguments
 from hftl.errors import UserError
 from hftl.models.adapters import Adapter, adapter_of
+from hftl.models.modes import find_mode
 from hftl.run_folder import find_checkpoint
 from hftl.yaml_file import read_yaml
 
@@ -38,8 +39,8 @@ def check_checkpoint(args: Arguments) -> None:
         )
     if checkpoint is None:
         return
-    if args.model.mode == "probe":
-        raise UserError("--mode probe is fitted in one step: there is nothing to resume.")
+    if not find_mode(args.model.mode).is_trained:
+        raise UserError(f"--mode {args.model.mode} has no training steps: there is nothing to resume.")
     _compare_runs(args, adapter, Path(checkpoint))
     _compare_files(args, adapter, Path(checkpoint))
 

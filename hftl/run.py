@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from torch import nn
@@ -18,7 +17,7 @@ from hftl.cost.memory import PeakMemory
 from hftl.errors import UserError
 from hftl.examples import Examples, describe_source, load_examples, prepare_examples
 from hftl.head_start import initialize_head
-from hftl.metrics import compute_metrics, compute_predictions, compute_probabilities, compute_report, greater_is_better
+from hftl.metrics import greater_is_better
 from hftl.models.adapters import adapter_of
 from hftl.models.head import head_modules
 from hftl.models.load import load_config, read_config
@@ -64,15 +63,16 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         with args.training.main_process_first():
             check_model(args, task)
             examples = load_examples(args.data, task, args.training.seed)
-            processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
+            processor = load_processor(args, task, examples)
             rows = prepare_examples(examples, task, processor, args.data)
+            described = task.describe_rows(rows, processor, args.data)
         loaded = mode.load(args.model, task, load_config(args.model, task, processor, examples.labels))
-        heads = head_modules(loaded.network, loaded.new_parameters)
+        heads = head_modules(loaded.network, loaded.new_parameters, has_new_head=task.has_new_head)
         set_defaults(args, mode, loaded.network, task, len(rows["train"]))
         augmentation = mode.augmentation if args.data.augmentation == "auto" else args.data.augmentation
         collator = task.build_collator(processor, args.data, augmentation)
     with ledger.bucket("train"), args.training.main_process_first():
-        wanted = mode.head_init[task.modality] if args.model.head_init == "auto" else args.model.head_init
+        wanted = mode.choose_head_init(task, args.model.head_init)
         head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
     with ledger.bucket("startup"):
         coverage = mode.cover(loaded.network, args.model, heads, sample_inputs(args, rows["train"], collator))
@@ -81,21 +81,26 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
             adapter_flops = initialize_adapter(network, args, rows["train"], collator)
         check_adapter_of_checkpoint(args, network)
         folder = open_run_folder(args, network)
-        trainer = build_trainer(args, network, heads, examples, rows, collator, processor, ledger)
+        collator = task.adapt_collator(collator, network)
+        trainer = build_trainer(args, task, network, heads, examples, rows, collator, processor, ledger)
         trainer.meter.head_flops = head.get("flops", 0) + adapter_flops
         record = start_record(args, examples, network, head, write_config(args, folder))
         record.model["coverage"] = coverage
+        record.data |= described
     with recorded(record, folder, ledger, trainer), PeakMemory() as memory:
         if mode.is_trained:
             with ledger.bucket("train"):
                 trainer.train(resume_from_checkpoint=find_checkpoint(args.training))
         for split in [name for name in ("validation", "test") if name in rows]:
-            logits = trainer.predict_logits(rows[split])
-            record.metrics[split] = score(logits, rows[split], examples)
+            kept = trainer.predict_rows(rows[split])
+            record.metrics[split] = task.compute_report(kept, rows[split], examples.labels)
         with ledger.bucket("save"):
             save_artifacts(trainer, processor, folder)
             if args.training.should_save:
-                save_predictions(folder, logits, rows[split], examples)
+                write_predictions(folder, task.describe_predictions(kept, rows[split], examples.labels))
+        with ledger.bucket("evaluation"):
+            if args.training.world_size == 1 and (texts := task.sample(network, processor, examples.splits[split])):
+                record.metrics[split]["samples"] = texts
         record.cost |= memory.describe()
         record.history = [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
     return record
@@ -103,7 +108,16 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
 
 def check_model(args: Arguments, task: Task) -> None:
     """Find a wrong name, or an adapter that this network cannot have, before data or weights are read."""
-    find_mode(args.model.mode).check(args.model, read_config(args.model, task), task)
+    mode = find_mode(args.model.mode)
+    if args.model.mode not in task.modes:
+        raise UserError(f"--mode {args.model.mode} does not fit {task.name}; what does: {', '.join(task.modes)}.")
+    mode.check(args.model, read_config(args.model, task), task)
+
+
+def load_processor(args: Arguments, task: Task, examples: Examples) -> Any:
+    """The checkpoint's tokenizer or image processor, or a tokenizer made from the train rows."""
+    processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
+    return task.fit_processor(processor, examples.splits["train"], args.data)
 
 
 def check_arguments(args: Arguments) -> None:
@@ -113,6 +127,11 @@ def check_arguments(args: Arguments) -> None:
     if args.model.config_overrides and args.model.mode != "scratch":
         raise UserError("--config_overrides changes the network, so it works with --mode scratch only.")
     check_quantization(args.model)
+    if args.data.tokenizer_vocab_size and args.model.mode != "scratch":
+        raise UserError(
+            "--tokenizer_vocab_size makes other tokens than the checkpoint knows; it needs --mode scratch."
+        )
+    _check_task_flags(args)
     if args.model.freeze_layers and args.model.mode != "full":
         raise UserError("--freeze_layers is for --mode full: the other modes freeze all of the body, or nothing.")
     if args.model.head_init == "random" and args.model.mode == "probe":
@@ -149,6 +168,12 @@ def check_arguments(args: Arguments) -> None:
         args.training.greater_is_better = greater_is_better(metric.removeprefix("eval_"))
 
 
+def _check_task_flags(args: Arguments) -> None:
+    for flag in ("completion_only", "packing", "tokenizer_vocab_size", "show_example"):
+        if flag in args.given and args.data.task != "causal-lm":
+            raise UserError(f"--{flag} is for --task causal-lm; this is {args.data.task}.")
+
+
 def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, num_train_examples: int) -> None:
     """Fill what the user left open: batch sizes, then the schedule of the mode for this network and data size."""
     training = args.training
@@ -157,8 +182,8 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
             "per_device_train_batch_size": max(
                 1, BATCH_SIZE // (training.world_size * training.gradient_accumulation_steps)
             ),
-            "per_device_eval_batch_size": 64,
-            "train_sampling_strategy": "group_by_length" if task.modality == "text" else "random",
+            "per_device_eval_batch_size": task.eval_batch_size,
+            "train_sampling_strategy": "random" if task.modality == "image" else "group_by_length",
             "logging_steps": 50.0,
             "logging_nan_inf_filter": False,  # the stock default logs a NaN loss as 0 and trains on
             "ddp_find_unused_parameters": False,
@@ -191,6 +216,7 @@ def sample_inputs(args: Arguments, rows: datasets.Dataset, collator: Callable) -
 
 def build_trainer(
     args: Arguments,
+    task: Task,
     network: nn.Module,
     heads: list[str],
     examples: Examples,
@@ -200,13 +226,13 @@ def build_trainer(
     ledger: Ledger,
 ) -> FineTuningTrainer:
     """Wire the pieces together."""
-    info = examples.labels
 
     def evaluate(prediction: transformers.EvalPrediction) -> dict[str, float]:
-        return compute_metrics(prediction.predictions, prediction.label_ids, info.problem_type, info.names)
+        return task.compute_metrics(prediction.predictions, rows["validation"], examples.labels)
 
     trainer = FineTuningTrainer(
-        problem_type=info.problem_type,
+        task=task,
+        problem_type=examples.labels.problem_type,
         head_names=heads,
         head_learning_rate=choose_head_rate(args),
         ledger=ledger,
@@ -249,17 +275,3 @@ def start_record(
         config_hash=compute_config_hash(config),
         environment=describe_environment(),
     )
-
-
-def score(logits: np.ndarray, rows: datasets.Dataset, examples: Examples) -> dict[str, Any]:
-    """Every metric of the problem type, per class too."""
-    info = examples.labels
-    return compute_report(logits, np.asarray(rows["labels"]), info.problem_type, info.names)
-
-
-def save_predictions(folder: Any, logits: np.ndarray, rows: datasets.Dataset, examples: Examples) -> None:
-    """`predictions.parquet` of the last split scored: test, or validation when there is no test set."""
-    problem = examples.labels.problem_type
-    probabilities = None if problem == "regression" else compute_probabilities(logits, problem)
-    predictions = compute_predictions(logits, problem)
-    write_predictions(folder, rows["row_id"], np.asarray(rows["labels"]), predictions, probabilities)

@@ -129,6 +129,8 @@ def _status(error: BaseException) -> str:
 def save_artifacts(trainer: Any, processor: Any, folder: Path) -> None:
     """The model or adapter, its configuration with the label names, and the processor: plain library files."""
     network = trainer.model
+    if trainer.use_cache is not None:  # as it was: Trainer switches it off for training, and whoever loads this would
+        network.config.use_cache = trainer.use_cache  # generate without it
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what FSDP or ZeRO-3 have split
     if trainer.args.should_save:
         network.save_pretrained(folder, state_dict=weights)

@@ -1,7 +1,7 @@
 """transformers' Trainer, right where the stock one is silently wrong, through its documented hooks
 where there are some.
 
-- The loss is a sum over the rows of an optimizer step divided by their number, for any accumulation and any number
+- The loss is a sum over the labels of an optimizer step divided by their number, for any accumulation and any number
   of processes. Stock heads that take `**kwargs` but ignore `num_items_in_batch` scale it by both
   (huggingface/transformers#47688).
 - A checkpoint is read back whole, or not at all.
@@ -19,60 +19,35 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate.utils import gather
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from hftl.cost.flops import count_flops, count_units
 from hftl.cost.ledger import Ledger
+from hftl.data.labels import IGNORED
 from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
 from hftl.errors import TrainingDiverged, UserError
-
-
-def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-
-
-def _binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    targets = labels * (1 - smoothing) + smoothing / 2
-    # The mean over columns, so that the loss of a row does not grow with their number.
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / logits.shape[-1]
-
-
-def _squared_error(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
-
-
-LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
-    "single_label_classification": _cross_entropy,
-    "multi_label_classification": _binary_cross_entropy,
-    "regression": _squared_error,
-}
+from hftl.tasks.base import Task
 
 
 class SummedLoss:
-    """`compute_loss_func` of Trainer: the sum over rows divided by the rows of the whole optimizer step.
+    """`compute_loss_func` of Trainer: the sum over labels divided by the labels of the whole optimizer step.
 
     Args:
-        problem_type: as in the model configuration.
-        label_smoothing: 0 for none.
+        sum_loss: outputs, labels -> the loss summed over every label that is not `IGNORED`.
     """
 
-    def __init__(self, problem_type: str, label_smoothing: float) -> None:
-        self.loss = LOSSES[problem_type]
-        self.label_smoothing = label_smoothing
-        self.columns_per_row = problem_type == "multi_label_classification"
+    def __init__(self, sum_loss: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        self.sum_loss = sum_loss
         self.is_finite: torch.Tensor | None = None
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        logits = outputs["logits"].float()  # [B, C]
-        rows = len(labels) if num_items_in_batch is None else num_items_in_batch
-        if num_items_in_batch is not None and self.columns_per_row:  # Trainer counts entries of the label matrix
-            rows = num_items_in_batch / labels.shape[-1]
-        loss = self.loss(logits, labels, self.label_smoothing) / rows
+        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = self.sum_loss(outputs, labels) / count
         if torch.is_grad_enabled():
             finite = torch.isfinite(loss.detach())
             self.is_finite = finite if self.is_finite is None else self.is_finite & finite
@@ -123,16 +98,11 @@ def _own_names(network: torch.nn.Module) -> Iterator[None]:
         network.__dict__.pop("save_pretrained", None)
 
 
-def _first_output(logits: torch.Tensor | tuple, labels: torch.Tensor | None) -> torch.Tensor:
-    """The logits alone: some heads also return hidden states, which would fill the memory in evaluation."""
-    return logits[0] if isinstance(logits, tuple) else logits
-
-
 class Meter:
     """What training consumed: examples, tokens and floating-point operations, without waiting for the device."""
 
     def __init__(self) -> None:
-        self.num_examples = 0
+        self.num_examples: torch.Tensor | int = 0
         self.num_tokens_padded = 0
         self.num_tokens: torch.Tensor | int = 0
         self.flops_per_unit = math.nan
@@ -140,18 +110,22 @@ class Meter:
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count one micro-batch."""
-        self.num_examples += len(inputs["labels"])
-        if "attention_mask" in inputs:
-            self.num_tokens_padded += inputs["attention_mask"].numel()
-            self.num_tokens = self.num_tokens + inputs["attention_mask"].sum()
+        is_packed = "position_ids" in inputs  # rows one after the other, each counted from 0
+        self.num_examples = self.num_examples + (
+            (inputs["position_ids"] == 0).sum() if is_packed else len(inputs["labels"])
+        )
+        if "input_ids" in inputs:
+            count = inputs["input_ids"].numel()
+            self.num_tokens_padded += count
+            self.num_tokens = self.num_tokens + (count if is_packed else inputs["attention_mask"].sum())
 
     def summary(self, num_processes: int) -> dict[str, Any]:
         """The `cost` fields of a run record, over all processes (each sees an equal share)."""
-        units = self.num_tokens_padded or self.num_examples
-        real = int(self.num_tokens)
+        examples, real = int(self.num_examples), int(self.num_tokens)
+        units = self.num_tokens_padded or examples
         flops = self.flops_per_unit * units * num_processes if units else 0
         return {
-            "num_examples_seen": self.num_examples * num_processes,
+            "num_examples_seen": examples * num_processes,
             "num_tokens_seen": real * num_processes if self.num_tokens_padded else None,
             "padding_fraction": 1 - real / self.num_tokens_padded if self.num_tokens_padded else None,
             "train_flops": int(flops) + self.head_flops if math.isfinite(flops) else None,
@@ -162,7 +136,8 @@ class FineTuningTrainer(Trainer):
     """Trainer with our loss, order, evaluation and bookkeeping.
 
     Args:
-        problem_type: as in the model configuration.
+        task: whose loss is minimised, and which says what evaluation keeps.
+        problem_type: of the `LabelInfo`.
         head_names: prefixes of the parameters that `head_learning_rate` applies to.
         head_learning_rate: None for the rate of the rest.
         ledger: where time is charged.
@@ -172,6 +147,7 @@ class FineTuningTrainer(Trainer):
     def __init__(
         self,
         *,
+        task: Task,
         problem_type: str,
         head_names: list[str],
         head_learning_rate: float | None,
@@ -182,8 +158,10 @@ class FineTuningTrainer(Trainer):
         self.meter = Meter()
         self.head_names = head_names
         self.head_learning_rate = head_learning_rate
-        loss = SummedLoss(problem_type, kwargs["args"].label_smoothing_factor)
-        super().__init__(compute_loss_func=loss, preprocess_logits_for_metrics=_first_output, **kwargs)
+        smoothing = kwargs["args"].label_smoothing_factor
+        loss = SummedLoss(partial(task.sum_loss, problem_type=problem_type, smoothing=smoothing))
+        self.use_cache = getattr(kwargs["model"].config, "use_cache", None)  # which Trainer changes
+        super().__init__(compute_loss_func=loss, preprocess_logits_for_metrics=task.reduce, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss above is all there is: heads get no num_items_in_batch
         self.add_callback(StopWhenNotFinite(loss))
 
@@ -267,6 +245,13 @@ class FineTuningTrainer(Trainer):
         with self.ledger.bucket("evaluation"):
             return super().evaluate(*args, **kwargs)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The stock loop, in which a loss over tokens is the mean over tokens, not the mean of means over batches."""
+        output = super().evaluation_loop(*args, **kwargs)
+        for name in [name for name in output.metrics if name.endswith("_token_loss")]:
+            output.metrics[name.replace("_token_loss", "_loss")] = output.metrics[name]
+        return output
+
     # Not documented hooks, for want of one: no callback is called before a save or after a load.
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """The stock checkpoint, charged to saving, and under names that it can be resumed from."""
@@ -282,11 +267,15 @@ class FineTuningTrainer(Trainer):
                 "Resume from one that this version of hftl wrote for the same network."
             )
 
-    def predict_logits(self, rows: datasets.Dataset) -> np.ndarray:
-        """Logits float32 [N, C] in the order of `rows`, computed from long to short to save padding."""
+    def predict_rows(self, rows: datasets.Dataset) -> np.ndarray:
+        """What the task keeps of each row, float32 [N, K] in their order; computed from long to short."""
         ordered, order = sort_by_length(rows)
-        with self.ledger.bucket("evaluation"):
-            predictions = self.predict(ordered.remove_columns("labels")).predictions
-        logits = np.empty_like(predictions, dtype=np.float32)
-        logits[order] = predictions
-        return logits
+        compute_metrics, self.compute_metrics = self.compute_metrics, None  # which expects the rows of evaluation
+        try:
+            with self.ledger.bucket("evaluation"):
+                predictions = self.predict(ordered).predictions
+        finally:
+            self.compute_metrics = compute_metrics
+        kept = np.empty_like(predictions, dtype=np.float32)
+        kept[order] = predictions
+        return kept

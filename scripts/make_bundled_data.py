@@ -1,4 +1,4 @@
-"""Makes the two data sets that ship inside hftl, from Debian packages: how `hftl/bundled/*/*.parquet` came to be.
+"""Makes the data sets that ship inside hftl, from Debian packages: how `hftl/bundled/*/*.parquet` came to be.
 
     apt-get install wordnet-base dataset-fashion-mnist
     python scripts/make_bundled_data.py hftl/bundled
@@ -11,6 +11,10 @@ wordnet: every gloss (the text after `|` of a line of `data.{noun,verb,adj,adv}`
 the synset's lexicographer file as label. Glosses are near-duplicates when their sets of lower-case words (`[a-z0-9]+`)
 have a Jaccard similarity of at least 0.8, and so is a chain of such pairs; near-duplicates are kept in one split.
 Validation and test have a quota for each class, in proportion to its size. Duplicates inside a split are kept.
+
+wordnet-definitions: the first word of a synset with its part of speech as prompt, the gloss without its examples as
+completion. Splits are cut out of those of `wordnet`, so near-duplicates stay in one; a word of validation or test,
+whatever its sense, is in no other split. Only words of letters, so without the many names and chemical formulas.
 
 fashion-mnist: the first 600 images of each class of the official training file are train, the next 100 are validation;
 the first 200 of each class of the official test file are test. The PNGs are stored uncompressed: zstd over the whole
@@ -40,6 +44,8 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 HELD_OUT = {"test": 10_000, "validation": 5_000}  # WordNet rows, filled in this order; the rest is train
 MIN_JACCARD = 0.8  # of two sets of words, for near-duplicates
+NUM_DEFINITIONS = {"train": 20_000, "validation": 1_000, "test": 2_000}
+PARTS = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
 IMAGES_PER_CLASS = {"train": 600, "validation": 100, "test": 200}
 
 # lexnames(5WN) of WordNet 3.0, in file-number order; Debian's package does not carry the file itself.
@@ -57,17 +63,20 @@ FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
 FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 WORDNET_FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=LEXICOGRAPHER_FILES)})
+DEFINITION_FEATURES = Features({"prompt": Value("string"), "completion": Value("string")})
 FASHION_MNIST_FEATURES = Features({"image": Image(), "label": ClassLabel(names=FASHION_CLASSES)})
 
 
 def main() -> None:
-    """Writes both data sets into the folder named on the command line."""
+    """Writes the data sets into the folder named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="where wordnet/ and fashion-mnist/ go")
+    parser.add_argument("folder", type=Path, help="where their folders go")
     folder = parser.parse_args().folder
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for split, columns in build_wordnet().items():
         write_parquet(columns, WORDNET_FEATURES, folder / "wordnet" / f"{split}.parquet")
+    for split, columns in build_definitions().items():
+        write_parquet(columns, DEFINITION_FEATURES, folder / "wordnet-definitions" / f"{split}.parquet")
     for split, columns in build_fashion_mnist().items():
         write_parquet(columns, FASHION_MNIST_FEATURES, folder / "fashion-mnist" / f"{split}.parquet")
 
@@ -79,7 +88,7 @@ def write_parquet(columns: dict[str, list], features: Features, path: Path) -> N
     options = {"use_dictionary": False, "write_statistics": False, "data_page_size": 1 << 27}
     pq.write_table(table, path, row_group_size=len(table), compression="zstd", compression_level=22, **options)
     content = path.read_bytes()
-    counts = Counter(columns["label"])
+    counts = Counter(columns.get("label", ["none"] * len(table)))
     logger.info("%s: %d rows, %d classes, smallest class %d", path, len(table), len(counts), min(counts.values()))
     logger.info("    %d bytes, sha256 %s", len(content), hashlib.sha256(content).hexdigest())
 
@@ -99,14 +108,39 @@ def build_wordnet() -> dict[str, dict[str, list]]:
 
 
 def read_glosses() -> tuple[list[str], list[int]]:
-    """The gloss and lexicographer file number of every synset; lines that start with two spaces are the licence."""
-    lines = [
+    """The gloss and lexicographer file number of every synset."""
+    lines = read_synsets()
+    return [line.partition("|")[2].strip() for line in lines], [int(line.split(maxsplit=2)[1]) for line in lines]
+
+
+def read_synsets() -> list[str]:
+    """A line for every synset, as wndb(5WN) describes it; lines that start with two spaces are the licence."""
+    return [
         line
         for part in ("noun", "verb", "adj", "adv")
         for line in (WORDNET / f"data.{part}").read_text(encoding="ascii").splitlines()
         if not line.startswith("  ")
     ]
-    return [line.partition("|")[2].strip() for line in lines], [int(line.split(maxsplit=2)[1]) for line in lines]
+
+
+def build_definitions() -> dict[str, dict[str, list]]:
+    """Words and their definitions, in the order of the sha256 sums of their glosses."""
+    texts, labels = read_glosses()
+    split_of = split_groups(find_near_duplicates(texts), texts, labels)
+    order = sorted(range(len(texts)), key=lambda row: hashlib.sha256(texts[row].encode()).digest())
+    lines, taken = read_synsets(), {}
+    splits = {split: {"prompt": [], "completion": []} for split in NUM_DEFINITIONS}
+    for split in ("test", "validation", "train"):
+        columns = splits[split]
+        for row in (row for row in order if split_of[row] == split):
+            part, word = PARTS[lines[row].split()[2]], lines[row].split()[4].replace("_", " ").partition("(")[0]
+            definition = re.split(r'; "', texts[row])[0].strip().rstrip(";")
+            if len(columns["prompt"]) == NUM_DEFINITIONS[split] or not definition:
+                continue
+            if re.fullmatch("[a-z]+(?: [a-z]+)?", word) and taken.setdefault(word, split) == split:
+                columns["prompt"].append(f"{word} ({part}):")
+                columns["completion"].append(f" {definition}")
+    return splits
 
 
 def find_near_duplicates(texts: list[str]) -> list[list[int]]:

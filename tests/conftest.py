@@ -19,6 +19,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from tests.hub_server import hub  # noqa: E402, F401 - a fixture
+
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 datasets.disable_progress_bars()

@@ -71,7 +71,9 @@ def test_unknown_names_are_errors_that_guess_and_list() -> None:
         UserError, match=r"bundled checkpoint 'minilm-l12'. Did you mean 'minilm-l6'\?.*smollm2.*bundled:NAME"
     ):
         assets.resolve_model("bundled:minilm-l12")
-    with pytest.raises(UserError, match=r"bundled data set 'mnist'.*Valid: fashion-mnist, wordnet\."):
+    with pytest.raises(
+        UserError, match=r"bundled data set 'mnist'.*Valid: fashion-mnist, wordnet, wordnet-definitions\."
+    ):
         assets.resolve_dataset("bundled:mnist")
 
 

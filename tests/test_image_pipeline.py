@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from hftl.config import DataArguments
+from hftl.data.labels import LabelInfo
 from hftl.errors import UserError
 from hftl.tasks.image_classification import (
     CROPS,
@@ -149,16 +150,19 @@ def test_another_size_keeps_the_share_that_is_cropped():
     )
 
 
+LABELS = LabelInfo("single_label_classification", ("a", "b"))
+
+
 def test_the_configuration_follows_the_processor():
     from transformers import ResNetConfig, ViTConfig
 
     processor = PROCESSORS["vit"]()
     set_image_size(processor, 96)
     config = ViTConfig()
-    ImageClassification().adjust_config(config, processor)
+    ImageClassification().adjust_config(config, processor, LABELS)
     assert config.image_size == 96
     config = ResNetConfig()
-    ImageClassification().adjust_config(config, processor)
+    ImageClassification().adjust_config(config, processor, LABELS)
     assert not hasattr(config, "image_size")
 
 

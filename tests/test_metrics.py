@@ -24,11 +24,13 @@ from hftl.metrics import (
     compute_predictions,
     compute_probabilities,
     compute_report,
+    compute_token_metrics,
     greater_is_better,
     load_metric,
 )
 
-SINGLE, MULTI, REGRESSION = PROBLEM_METRICS
+SINGLE, MULTI, REGRESSION, LANGUAGE = PROBLEM_METRICS
+LABELLED = (SINGLE, MULTI, REGRESSION)
 TABLES = {"per_class", "confusion_matrix"}
 LABEL_NAMES = ["cat", "dog", "eel", "fox"]
 
@@ -285,7 +287,7 @@ def test_one_example_is_scored():
 
 
 @pytest.mark.parametrize(
-    "problem_type, value", [*((p, np.nan) for p in PROBLEM_METRICS), (SINGLE, np.inf), (REGRESSION, -np.inf)]
+    "problem_type, value", [*((p, np.nan) for p in LABELLED), (SINGLE, np.inf), (REGRESSION, -np.inf)]
 )
 def test_outputs_not_finite_make_every_metric_nan_with_one_warning(problem_type, value, caplog, recwarn):
     logits, labels = make_case(problem_type)
@@ -311,7 +313,7 @@ def test_class_ruled_out_with_minus_infinity_is_scored():
 # --- invariants --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("problem_type", PROBLEM_METRICS)
+@pytest.mark.parametrize("problem_type", LABELLED)
 def test_scores_do_not_depend_on_the_order_of_rows(problem_type):
     logits, labels = make_case(problem_type)
     order = np.random.default_rng(1).permutation(len(labels))
@@ -319,7 +321,7 @@ def test_scores_do_not_depend_on_the_order_of_rows(problem_type):
     assert shuffled == pytest.approx(compute_metrics(logits, labels, problem_type, LABEL_NAMES), rel=1e-12)
 
 
-@pytest.mark.parametrize("problem_type", PROBLEM_METRICS)
+@pytest.mark.parametrize("problem_type", LABELLED)
 def test_half_precision_outputs_and_labels_are_scored_in_float64(problem_type):
     logits, labels = (array.astype(np.float16) for array in make_case(problem_type))
     found = compute_metrics(logits, labels, problem_type, LABEL_NAMES)
@@ -332,7 +334,8 @@ def test_one_column_of_multi_hot_rows_is_not_taken_for_class_indices_by_compute(
 
 
 @pytest.mark.parametrize(
-    "name, problem_type", [(name, problem_type) for name, cls in METRICS.items() for problem_type in cls.inputs]
+    "name, problem_type",
+    [(name, problem_type) for name, cls in METRICS.items() for problem_type in cls.inputs if problem_type != LANGUAGE],
 )
 def test_evaluate_interface_gives_the_same_in_one_call_and_in_batches(name, problem_type):
     logits, labels = make_case(problem_type)
@@ -358,7 +361,7 @@ def test_metric_without_label_names_counts_the_classes_that_occur():
     assert list(load_metric("per_class").compute(**columns)["per_class"]) == ["0", "2"]
 
 
-@pytest.mark.parametrize("problem_type", PROBLEM_METRICS)
+@pytest.mark.parametrize("problem_type", LABELLED)
 def test_report_holds_the_metrics_and_survives_json(problem_type):
     logits, labels = make_case(problem_type)
     report = compute_report(logits, labels, problem_type, LABEL_NAMES)
@@ -413,7 +416,7 @@ def test_every_metric_but_the_tables_is_reported_for_a_problem_type():
     assert {name for names in PROBLEM_METRICS.values() for name in names} == set(METRICS) - TABLES
 
 
-@pytest.mark.parametrize("problem_type", PROBLEM_METRICS)
+@pytest.mark.parametrize("problem_type", LABELLED)
 def test_best_metric_is_computed_and_its_direction_known(problem_type):
     name, direction = BEST_METRIC[problem_type]
     assert name in PROBLEM_METRICS[problem_type]
@@ -422,7 +425,9 @@ def test_best_metric_is_computed_and_its_direction_known(problem_type):
 
 def test_errors_and_losses_are_the_only_metrics_where_less_is_better():
     names = {name for name in set(METRICS) - TABLES if not greater_is_better(name)}
-    assert names == {"log_loss", "expected_calibration_error", "mse", "mae"}
+    assert names == {"log_loss", "expected_calibration_error", "mse", "mae", *PROBLEM_METRICS[LANGUAGE]} - {
+        "token_accuracy"
+    }
 
 
 # --- what a user's mistake looks like ----------------------------------------------------------------------------
@@ -483,7 +488,7 @@ def test_no_examples_and_a_single_class_are_errors():
 # --- cost and side effects ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("problem_type", PROBLEM_METRICS)
+@pytest.mark.parametrize("problem_type", LABELLED)
 def test_ten_thousand_rows_of_45_labels_take_under_a_second(problem_type):
     logits, labels = make_case(problem_type, num_examples=10_000, num_labels=45)
     start = time.process_time()
@@ -503,7 +508,7 @@ def test_no_metric_opens_a_socket_or_writes_a_file(monkeypatch, tmp_path):
     for name in METRICS:
         load_metric(name)
     load_metric("accuracy").compute(predictions=[0, 1], references=[0, 1])
-    for problem_type in PROBLEM_METRICS:
+    for problem_type in LABELLED:
         compute_report(*make_case(problem_type), problem_type, LABEL_NAMES)
     assert list(tmp_path.iterdir()) == []
 
@@ -526,3 +531,38 @@ print(load_metric("accuracy").compute(predictions=[0, 1], references=[0, 1]))
     assert result.stdout == "{'accuracy': 1.0}\n", result.stderr
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert not list(tmp_path.rglob("metrics"))
+
+
+# --- language models ---------------------------------------------------------------------------------------------
+
+
+def build_sums(**changes):
+    sums = {"negative_log_likelihood": [2.0, 6.0], "num_tokens": [2, 6], "num_correct": [1, 2], "num_bytes": [8, 24]}
+    return {name: np.array(values) for name, values in (sums | changes).items()}
+
+
+def test_scores_of_a_language_model_are_over_all_tokens_not_means_over_rows():
+    found = compute_token_metrics(build_sums(negative_log_likelihood=[4.0, 6.0]))
+    assert found == pytest.approx(
+        {
+            "token_loss": 10 / 8,
+            "perplexity": np.exp(10 / 8),
+            "bits_per_byte": 10 / 32 / np.log(2),
+            "token_accuracy": 3 / 8,
+        }
+    )
+
+
+def test_a_uniform_model_has_the_perplexity_of_its_vocabulary():
+    sums = build_sums(negative_log_likelihood=[2 * np.log(50), 6 * np.log(50)])
+    assert compute_token_metrics(sums)["perplexity"] == pytest.approx(50)
+
+
+def test_a_likelihood_that_is_not_finite_is_seen_in_every_score_of_it():
+    found = compute_token_metrics(build_sums(negative_log_likelihood=[np.nan, 1.0]))
+    assert all(np.isnan(found[name]) for name in ("token_loss", "perplexity", "bits_per_byte"))
+
+
+def test_rows_without_a_token_to_predict_are_said_to_have_none():
+    with pytest.raises(UserError, match="every row is a prompt"):
+        compute_token_metrics(build_sums(num_tokens=[0, 0]))

@@ -126,7 +126,9 @@ def test_a_field_too_many_or_too_few_is_named(tmp_path, change):
 
 def test_predictions_read_back_with_their_types(tmp_path):
     probabilities = np.array([[0.1, 0.9], [0.5, 0.5], [0.75, 0.25]])
-    records.write_predictions(tmp_path, [7, 3, 5], [1, 0, 0], np.array([1, 1, 0]), probabilities)
+    answers = {"label": [1, 0, 0], "prediction": np.array([1, 1, 0])}
+    columns = {"row_id": [7, 3, 5], **answers, "probabilities": probabilities.astype(np.float32)}
+    records.write_predictions(tmp_path, columns)
     read = records.read_predictions(tmp_path)
     assert list(read) == ["row_id", "label", "prediction", "probabilities"]
     assert read["row_id"].dtype == np.int64 and read["row_id"].tolist() == [7, 3, 5]
@@ -136,7 +138,8 @@ def test_predictions_read_back_with_their_types(tmp_path):
 
 
 def test_class_names_and_regression_values_can_be_predictions(tmp_path):
-    records.write_predictions(tmp_path, [0, 1], ["a", "b"], np.array([0.5, 1.5], np.float32))
+    values = np.array([0.5, 1.5], np.float32)
+    records.write_predictions(tmp_path, {"row_id": [0, 1], "label": ["a", "b"], "prediction": values})
     read = records.read_predictions(tmp_path)
     assert {name: column.tolist() for name, column in read.items()} == {
         "row_id": [0, 1],
@@ -147,7 +150,8 @@ def test_class_names_and_regression_values_can_be_predictions(tmp_path):
 
 def test_multi_label_predictions_keep_their_shape(tmp_path):
     labels = np.array([[1, 0, 1], [0, 0, 0]])
-    records.write_predictions(tmp_path, [0, 1], labels, 1 - labels, labels * 0.5)
+    columns = {"row_id": [0, 1], "label": labels, "prediction": 1 - labels, "probabilities": labels * 0.5}
+    records.write_predictions(tmp_path, columns)
     read = records.read_predictions(tmp_path)
     np.testing.assert_array_equal(read["label"], labels)
     np.testing.assert_array_equal(read["prediction"], 1 - labels)
@@ -156,7 +160,7 @@ def test_multi_label_predictions_keep_their_shape(tmp_path):
 
 def test_columns_of_unequal_length_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected length 2 but got length 1"):
-        records.write_predictions(tmp_path, [0, 1], [1], [1, 1])
+        records.write_predictions(tmp_path, {"row_id": [0, 1], "label": [1], "prediction": [1, 1]})
     assert not list(tmp_path.iterdir())
 
 

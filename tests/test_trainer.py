@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from functools import partial
 from types import SimpleNamespace
 
 import datasets
@@ -87,6 +88,7 @@ def build_arguments(folder, **changes):
 def build_trainer(folder, name, network, rows, *, ledger=None, collator=None, head_learning_rate=None, **changes):
     base = network.get_base_model() if isinstance(network, peft.PeftModel) else network
     return FineTuningTrainer(
+        task=build_task("text-classification"),
         problem_type=base.config.problem_type,
         head_names=head_modules(base, []),
         head_learning_rate=head_learning_rate,
@@ -187,12 +189,17 @@ def test_the_loss_is_the_one_that_its_definition_gives(problem_type, tmp_path):
     assert read_losses(trainer)[0] == pytest.approx(expected, abs=1e-5)
 
 
+def build_loss(problem_type, smoothing=0.0):
+    task = build_task("text-classification")
+    return SummedLoss(partial(task.sum_loss, problem_type=problem_type, smoothing=smoothing))
+
+
 def test_label_smoothing_mixes_the_target_with_the_uniform_one():
     logits = torch.randn(5, 3)
     classes, columns = torch.tensor([0, 2, 1, 1, 0]), torch.tensor([[0.0, 1.0, 1.0]] * 5)
-    found = SummedLoss(SINGLE, 0.1)({"logits": logits}, classes, torch.tensor(5))
+    found = build_loss(SINGLE, 0.1)({"logits": logits}, classes, torch.tensor(5))
     assert float(found) == pytest.approx(float(F.cross_entropy(logits, classes, label_smoothing=0.1)), abs=1e-6)
-    found = SummedLoss(MULTI, 0.1)({"logits": logits}, columns, torch.tensor(15))
+    found = build_loss(MULTI, 0.1)({"logits": logits}, columns, torch.tensor(15))
     expected = F.binary_cross_entropy_with_logits(logits, columns * 0.9 + 0.05)
     assert float(found) == pytest.approx(float(expected), abs=1e-6)
 
@@ -235,7 +242,7 @@ def test_a_nan_in_evaluation_does_not_stop_the_run(tmp_path):
 
 def test_all_processes_stop_when_the_loss_of_one_is_not_finite(monkeypatch):
     """Or the others would wait for it, and the first one, which writes the record, be killed."""
-    loss = SummedLoss(REGRESSION, 0.0)
+    loss = build_loss(REGRESSION)
     loss({"logits": torch.zeros((2, 1), requires_grad=True)}, torch.zeros(2))
     args, check = SimpleNamespace(device=torch.device("cpu")), StopWhenNotFinite(loss).on_step_end
     check(args, TrainerState(), TrainerControl())
@@ -246,7 +253,7 @@ def test_all_processes_stop_when_the_loss_of_one_is_not_finite(monkeypatch):
 
 @pytest.mark.parametrize("event", ["on_step_end", "on_epoch_end"])
 def test_an_accelerator_is_asked_only_when_something_is_logged_evaluated_or_saved(event):
-    loss = SummedLoss(REGRESSION, 0.0)
+    loss = build_loss(REGRESSION)
     loss({"logits": torch.full((2, 1), torch.nan, requires_grad=True)}, torch.zeros(2))
     check = getattr(StopWhenNotFinite(loss), event)
     args = SimpleNamespace(device=torch.device("cuda"))
@@ -311,7 +318,7 @@ def test_logits_come_in_the_order_of_the_rows_as_if_computed_one_by_one(name, si
     network, rows = build_network(name), build_rows(name)
     collator = build_collator(name, side)
     trainer = build_trainer(tmp_path, name, network, rows, collator=collator, per_device_eval_batch_size=4)
-    found = trainer.predict_logits(rows)
+    found = trainer.predict_rows(rows)
     with torch.inference_mode():
         expected = torch.cat([network(**collator([row]) | {"labels": None}).logits for row in rows])
     assert found.dtype == np.float32 and found.shape == (21, 3)
@@ -322,7 +329,7 @@ def test_logits_come_in_the_order_of_the_rows_as_if_computed_one_by_one(name, si
 def test_hidden_states_that_a_network_also_returns_are_not_collected(tmp_path):
     rows = build_rows("bert")
     plain, wordy = (build_network("bert", output_hidden_states=wanted) for wanted in (False, True))
-    found = [build_trainer(tmp_path, "bert", network, rows).predict_logits(rows) for network in (plain, wordy)]
+    found = [build_trainer(tmp_path, "bert", network, rows).predict_rows(rows) for network in (plain, wordy)]
     np.testing.assert_array_equal(*found)
 
 
@@ -335,7 +342,7 @@ def test_the_training_order_does_not_reach_predictions(strategy, tmp_path):
     )
     found = trainer.predict(rows)
     assert found.label_ids.tolist() == rows["labels"][:]
-    np.testing.assert_allclose(found.predictions, trainer.predict_logits(rows), atol=1e-5)
+    np.testing.assert_allclose(found.predictions, trainer.predict_rows(rows), atol=1e-5)
     expected = F.cross_entropy(torch.from_numpy(found.predictions), torch.tensor(rows["labels"][:]))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(float(expected), abs=1e-5)
 
@@ -460,7 +467,7 @@ def test_an_adapter_leaves_batch_statistics_alone_and_loads_with_plain_libraries
     adapted = build_lora(network)
     trainer = build_trainer(tmp_path / "run", "resnet", adapted, rows, learning_rate=0.05)
     trainer.train()
-    trained = trainer.predict_logits(rows)
+    trained = trainer.predict_rows(rows)
     state = {key.removeprefix("base_model.model."): value for key, value in adapted.state_dict().items()}
     buffers = {key: value for key, value in before.items() if "running" in key or "num_batches" in key}
     assert len(buffers) == 3 * sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules()) > 0
@@ -527,7 +534,7 @@ def test_evaluation_and_saving_inside_of_training_are_not_charged_to_training(wh
     trainer, ledger, clock = build_timed_trainer(tmp_path, **when)
     with ledger.bucket("train"):
         trainer.train()
-    trainer.predict_logits(trainer.eval_dataset)
+    trainer.predict_rows(trainer.eval_dataset)
     clock.now += 5.0
     seconds = ledger.seconds()
     assert seconds["train_seconds"] == 6.0

@@ -4,6 +4,7 @@ Every function is a pure function of its arguments: the same files each time.
 """
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 LABELS = ("animal", "motion", "weather")
 # Words that only texts of one class hold, by the position of the class; the rest of a text says nothing.
@@ -94,6 +95,62 @@ def write_tiny_convnet(folder: str | Path, seed: int = 0) -> Path:
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=2
     )
     return _write(transformers.ResNetForImageClassification, config, folder, seed)
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def write_tiny_llama(folder: str | Path, seed: int = 0) -> Path:
+    """A Llama of 2 layers and 32 units that reads 64 tokens, with a byte-level tokenizer and a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    texts = [row["text"] for row in make_texts(200)] + [f"{word} means of a kind:" for word in FILLER_WORDS]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", additional_special_tokens=special[1:], model_max_length=64
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=fast.eos_token_id,
+        initializer_range=0.1,
+    )
+    return _write(transformers.LlamaForCausalLM, config, folder, seed)
+
+
+def make_completions(n: int, seed: int = 0) -> list[dict[str, str]]:
+    """`n` rows of `prompt` and `completion`: a word, and the words of its class in a fixed order."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for index in range(n):
+        group = CLASS_WORDS[index % len(CLASS_WORDS)]
+        words = " ".join(group[: int(draw.integers(2, len(group) + 1))])
+        rows.append({"prompt": f"{draw.choice(group)} {draw.choice(FILLER_WORDS)}:", "completion": f" {words}"})
+    return rows
+
+
+def write_jsonl(path: str | Path, rows: Sequence[dict]) -> Path:
+    """One JSON object a line."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Path(path)
 
 
 def _write_image_processor(folder: str | Path) -> None:

@@ -29,6 +29,7 @@ TITLES = {
     "full": "Full fine-tuning",
     "scratch": "From scratch",
     "small-scratch": "From scratch, small network",
+    "zero-shot": "Not tuned",
 }
 CHANCE = ("majority", "prior")
 FRAMES = {

@@ -19,7 +19,7 @@ from hftl.cost.prices import load_prices
 from hftl.data.load import compute_fingerprint
 from hftl.data.subsets import split_validation
 from hftl.errors import UserError
-from hftl.examples import load_labelled
+from hftl.examples import load_rows
 from hftl.metrics import PROBLEM_METRICS
 from hftl.models.modes import BATCH_SIZE, MODES, Schedule
 from hftl.run import check_arguments, check_model
@@ -82,7 +82,7 @@ def inspect_data(experiment: Experiment) -> tuple[Experiment, DataFacts]:
     first = build_cell(experiment, experiment.arms[0], max(experiment.sizes), experiment.seeds[0], {}, modality="text")
     data = parse_cell(dataclasses.replace(first, settings=_without_cuts(first.settings))).data
     task = build_task(data.task)
-    splits, labels = load_labelled(data, task)
+    splits, labels = load_rows(data)
     if "test" not in splits:
         raise UserError("A comparison needs a test set that no arm trains on: give data.test_file.")
     train, validation = (

@@ -57,12 +57,31 @@ SCHEMA = 1
 NUM_BINS = 10  # of the reliability diagram
 LEAK = 0.01  # share of validation or test inputs that train has as well
 
+
+def _linearize(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Values [N] whose mean is the ratio sum(total) / sum(count) and whose spread is that of the ratio over new rows.
+
+    The first-order expansion of a ratio of sums (Cochran 1977, Sampling Techniques, section 6.4).
+    """
+    ratio = total.sum() / count.sum()
+    return ratio + (total - ratio * count) * len(count) / count.sum()
+
+
+def _spread_perplexity(table: dict[str, np.ndarray]) -> np.ndarray:
+    loss = _linearize(table["negative_log_likelihood"], table["num_tokens"])
+    return np.exp(loss.mean()) * (1 + loss - loss.mean())
+
+
 # The part of each row of metrics that are means over rows, [N] from the columns of predictions.parquet.
 ROW_SCORES: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {
     "accuracy": lambda table: (table["label"] == table["prediction"]).astype(float),
     "log_loss": lambda table: -np.log(_true_probability(table)),
     "mse": lambda table: (table["label"].astype(float) - table["prediction"]) ** 2,
     "mae": lambda table: np.abs(table["label"].astype(float) - table["prediction"]),
+    "token_loss": lambda table: _linearize(table["negative_log_likelihood"], table["num_tokens"]),
+    "bits_per_byte": lambda table: _linearize(table["negative_log_likelihood"], np.log(2) * table["num_bytes"]),
+    "token_accuracy": lambda table: _linearize(table["num_correct"], table["num_tokens"]),
+    "perplexity": _spread_perplexity,
 }
 # Metrics that are computed from predicted classes but are no mean over rows.
 PREDICTION_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -162,13 +181,13 @@ class Scores:
     Attributes:
         score: as in `run.json`.
         by_row: [N], the part of each row where the score is a mean over rows, else None.
-        predictions: [N]; `labels`: [N].
+        predictions: [N]; `labels`: [N]; None for language models, which have none.
     """
 
     score: float
     by_row: np.ndarray | None
-    predictions: np.ndarray
-    labels: np.ndarray
+    predictions: np.ndarray | None
+    labels: np.ndarray | None
 
     @classmethod
     def read(cls, cell: Finished, metric: str) -> "Scores":
@@ -180,7 +199,7 @@ class Scores:
                 f"{cell.folder}: the stored predictions give {metric} {by_row.mean():.6f}, run.json says {score:.6f}. "
                 "One of the two files was changed; remove the folder and run the cell again."
             )
-        return cls(score, by_row, table["prediction"], table["label"])
+        return cls(score, by_row, table.get("prediction"), table.get("label"))
 
 
 def describe_cell(cell: Finished, campaign: Campaign, prices: Prices) -> dict[str, Any]:

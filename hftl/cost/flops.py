@@ -38,7 +38,7 @@ _FORMULAS = {
 
 def count_units(batch: dict[str, torch.Tensor]) -> int:
     """Padded tokens of a text batch, images of an image batch: what FLOPs are proportional to."""
-    return batch["attention_mask"].numel() if "attention_mask" in batch else len(batch["labels"])
+    return batch["input_ids"].numel() if "input_ids" in batch else len(batch["labels"])
 
 
 def count_flops(function: Callable[[], object]) -> int:

@@ -79,12 +79,28 @@ def audit(
 
 
 def _inspect_texts(rows: datasets.Dataset, split: str) -> Iterator[_Finding]:
-    names = [name for name in ("text", "text_pair") if name in rows.column_names]
-    for texts in zip(*(rows[name] for name in names), strict=True):
+    for texts, fault in list_texts(rows):
         # An input counts as a duplicate whatever its case and white space.
-        words = [(text or "").casefold().split() for text in texts]
+        words = [text.casefold().split() for text in texts]
         digest = hashlib.sha256("\0".join(map(" ".join, words)).encode("utf-8", "replace")).digest()
-        yield _Finding(None if all(words) else "empty text", digest)
+        yield _Finding(fault, digest)
+
+
+def list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]:
+    """The texts of each row, and what is wrong with them. A prompt may be empty, what is to be learnt may not."""
+    if "messages" in rows.column_names:
+        for messages in rows["messages"]:
+            answers = [m for m in messages or [] if m["role"] == "assistant" and (m["content"] or "").strip()]
+            texts = [m["content"] or "" for m in messages or []]
+            yield texts, None if answers else "chat without an answer of the assistant"
+    elif "completion" in rows.column_names:
+        for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
+            yield [prompt or "", completion or ""], None if (completion or "").strip() else "empty completion"
+    else:
+        names = [name for name in ("text", "text_pair") if name in rows.column_names]
+        for texts in zip(*(rows[name] for name in names), strict=True):
+            found = [text or "" for text in texts]
+            yield found, None if all(text.split() for text in found) else "empty text"
 
 
 def _inspect_images(rows: datasets.Dataset, split: str) -> Iterator[_Finding]:

@@ -12,6 +12,7 @@ import datasets
 
 from hftl.errors import UserError, unknown_name
 
+IGNORED = -100  # a label that counts nowhere, as in torch.nn.functional.cross_entropy
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 

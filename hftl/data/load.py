@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CANONICAL = ("text", "text_pair", "prompt", "completion", "messages", "image", "label")
 _HELP = {
     "not found": "Check the spelling; a private data set also needs `hf auth login`; a local path must exist.",
     "gated": "Ask for access on its page and log in with `hf auth login`.",
@@ -60,7 +61,7 @@ def compute_fingerprint(dataset: datasets.Dataset) -> str:
     It does not depend on paths, on caches or on how the rows were loaded: an image counts by the bytes of its file.
     """
     digest = hashlib.sha256()
-    names = [name for name in ("text", "text_pair", "image", "label") if name in dataset.column_names]
+    names = [name for name in CANONICAL if name in dataset.column_names]
     rows = dataset.with_format(None).select_columns(names)
     if "image" in names:
         rows = rows.cast_column("image", datasets.Image(decode=False))

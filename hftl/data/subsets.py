@@ -151,6 +151,8 @@ def _take(rows: datasets.Dataset, num_examples: int, seed: int, split: str) -> d
 
 
 def _labels(rows: datasets.Dataset) -> np.ndarray:
+    if "label" not in rows.column_names:
+        return np.zeros(len(rows))  # nothing to stratify by
     return np.asarray(rows.with_format(None)["label"][:])
 
 

@@ -6,15 +6,15 @@ types it is reported. Must not know: tasks, models, runs, which split it looks a
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import evaluate
 import numpy as np
 from scipy.special import expit, softmax
 
 from hftl.errors import UserError, unknown_name
-from hftl.metrics import classification, multilabel, regression
-from hftl.metrics.base import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from hftl.metrics import classification, language, multilabel, regression
+from hftl.metrics.base import LANGUAGE, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKEN_SUMS
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ METRICS: dict[str, type[evaluate.Metric]] = {
     "pearson": regression.Pearson,
     "spearman": regression.Spearman,
     "r2": regression.R2,
+    "token_loss": language.TokenLoss,
+    "perplexity": language.Perplexity,
+    "bits_per_byte": language.BitsPerByte,
+    "token_accuracy": language.TokenAccuracy,
     "per_class": classification.PerClass,
     "confusion_matrix": classification.ConfusionMatrix,
 }
@@ -40,7 +44,7 @@ METRICS: dict[str, type[evaluate.Metric]] = {
 _SCORES = {name: cls.greater_is_better for name, cls in METRICS.items() if cls.greater_is_better is not None}
 _REPORT = {
     problem_type: tuple(name for name, cls in METRICS.items() if problem_type in cls.inputs)
-    for problem_type in (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+    for problem_type in (SINGLE_LABEL, MULTI_LABEL, REGRESSION, LANGUAGE)
 }
 
 PROBLEM_METRICS: dict[str, tuple[str, ...]] = {
@@ -51,7 +55,12 @@ PROBLEM_METRICS: dict[str, tuple[str, ...]] = {
 # mse for regression, because a correlation is undefined for the constant predictions of an untrained or dead model.
 BEST_METRIC: dict[str, tuple[str, bool]] = {
     problem_type: (name, _SCORES[name])
-    for problem_type, name in {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "mse"}.items()
+    for problem_type, name in {
+        SINGLE_LABEL: "accuracy",
+        MULTI_LABEL: "f1_micro",
+        REGRESSION: "mse",
+        LANGUAGE: "bits_per_byte",
+    }.items()
 }
 """Problem type -> (the metric that selects a checkpoint by default, whether greater is better)."""
 
@@ -126,6 +135,26 @@ def compute_report(logits: np.ndarray, labels: np.ndarray, problem_type: str, la
         message = "%d of %d labels have no example in this split, and f1_macro counts each as 0: %s"
         logger.warning(message, len(absent), len(label_names), names)
     return report
+
+
+def compute_token_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Every score of a language model.
+
+    Args:
+        sums: the columns of `TOKEN_SUMS`, [N] each.
+
+    Returns:
+        A float for each of `PROBLEM_METRICS["language_modeling"]`; nan where a likelihood is not finite.
+
+    Raises:
+        UserError: no row has a predicted token.
+    """
+    if not np.sum(sums["num_tokens"]):
+        raise UserError("No tokens to compute metrics on: every row is a prompt, or empty. Check the split.")
+    result = {}
+    for name in PROBLEM_METRICS[LANGUAGE]:
+        result.update(load_metric(name)._compute(**{column: np.asarray(sums[column]) for column in TOKEN_SUMS}))
+    return result
 
 
 def _score(names_by_problem: dict, logits, labels, problem_type: str, label_names: Sequence[str]) -> dict:

@@ -12,6 +12,7 @@ from datasets import Features, List, Value
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
+LANGUAGE = "language_modeling"  # not a problem type of transformers: there are no labels
 
 # The columns a metric can ask for, one row an example. "predictions" are what `compute_predictions` returns.
 CLASSES = Features(predictions=Value("int64"), references=Value("int64"))
@@ -19,6 +20,13 @@ CLASS_PROBABILITIES = Features(probabilities=List(Value("float64")), references=
 MULTI_HOT = Features(predictions=List(Value("int64")), references=List(Value("int64")))
 MULTI_HOT_PROBABILITIES = Features(probabilities=List(Value("float64")), references=List(Value("int64")))
 VALUES = Features(predictions=Value("float64"), references=Value("float64"))
+# Sums over the predicted tokens of each row; the bytes are those of their text.
+TOKEN_SUMS = Features(
+    negative_log_likelihood=Value("float64"),
+    num_tokens=Value("int64"),
+    num_correct=Value("int64"),
+    num_bytes=Value("int64"),
+)
 
 
 class InMemoryMetric(evaluate.Metric):

@@ -445,7 +445,7 @@ def check_adapter(args: Any, config: Any, task: Any) -> None:
     if adapter.largest_rank is None and args.lora_r != type(args).lora_r:
         logger.warning("--lora_r %d has no effect: --adapter %s does not read it.", args.lora_r, args.adapter)
     network = build_empty(task, config)
-    check_rank(network, args, find_targets(network, args, head_modules(network, [])))
+    check_rank(network, args, find_targets(network, args, head_modules(network, [], has_new_head=task.has_new_head)))
 
 
 def check_rank(network: nn.Module, args: Any, targets: list[str]) -> None:
@@ -473,7 +473,7 @@ def check_rank(network: nn.Module, args: Any, targets: list[str]) -> None:
 
 
 def _refuse(adapter: Adapter, model_type: str, modality: str) -> str | None:
-    if adapter.is_prompt and modality != "text":
+    if adapter.is_prompt and modality == "image":
         return "it puts virtual tokens in front of a text, and there is none"
     return adapter.refused.get(model_type)
 

@@ -58,15 +58,21 @@ def find_head(network: nn.Module) -> str:
     return outside[-1]
 
 
-def head_modules(network: nn.Module, new_parameters: Iterable[str]) -> list[str]:
-    """The modules that every mode trains and saves: all outside the pretrained body, and new ones inside it."""
+def head_modules(network: nn.Module, new_parameters: Iterable[str], *, has_new_head: bool = True) -> list[str]:
+    """The modules that every mode trains and saves: all outside the pretrained body, and new ones inside it.
+
+    Where the head belongs to the checkpoint (`has_new_head` False), as in a language model, new ones alone.
+    """
     prefix = body_prefix(network)
+    new = {name.rsplit(".", 1)[0] for name in new_parameters if "." in name}
+    if not has_new_head:
+        return sorted(new)
     outside = [
         name
         for name, module in network.named_children()
         if f"{name}." != prefix and any(True for _ in module.parameters())
     ]
-    inside = {name.rsplit(".", 1)[0] for name in new_parameters if name.startswith(prefix) and "." in name}
+    inside = {name for name in new if f"{name}.".startswith(prefix)}
     return outside + sorted(inside)
 
 

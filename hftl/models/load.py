@@ -80,10 +80,7 @@ def load_config(args: Any, task: Any, processor: Any, info: Any) -> Any:
         info: the `LabelInfo`.
     """
     config = read_config(args, task)
-    config.num_labels = info.num_labels
-    config.id2label, config.label2id = info.id2label, info.label2id
-    config.problem_type = info.problem_type
-    task.adjust_config(config, processor)
+    task.adjust_config(config, processor, info)
     return config
 
 

@@ -1,7 +1,8 @@
-"""The four ways to get from a checkpoint to an answer, and the training settings that fit each.
+"""The ways to get from a checkpoint to an answer, and the training settings that fit each.
 
 `full` trains every weight, `peft` an adapter and the head, `scratch` everything from random init, `probe` only a
-linear head on frozen features. Nothing else in the package branches on the mode.
+linear head on frozen features, `zero-shot` nothing: a language model answers as it is. Nothing else in the package
+branches on the mode.
 """
 
 from collections.abc import Callable
@@ -45,6 +46,16 @@ class Mode:
     augmentation: str = "light"
     check: Callable[[Any, Any, Any], None] = lambda args, config, task: None
     cover: Callable[[nn.Module, Any, list[str], Any], dict[str, Any] | None] = lambda *_: None
+
+    def choose_head_init(self, task: Any, wanted: str) -> str:
+        """How the head starts, given the task and `--head_init`; `pretrained` where it came with the checkpoint."""
+        if not task.has_new_head:
+            if wanted not in ("auto", "random"):
+                raise UserError(
+                    f"--head_init {wanted} is for heads of labels; {task.name} keeps the checkpoint's head."
+                )
+            return "pretrained"
+        return self.head_init[task.modality] if wanted == "auto" else wanted
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,10 @@ def _evaluate_only(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
 
 
 def _transformer_rate(schedule: Schedule) -> float:
+    if (
+        schedule.modality == "language"
+    ):  # fitted to Llama models (Schulman 2025): 1.3e-4 at a width of 576, 3e-5 at 4096
+        return 5e-5 * (2000 / schedule.hidden_size) ** 0.781
     # 5e-5 for the 768-wide encoders (Devlin et al. 2019; Mosbach et al. 2021), higher for narrower ones: measured
     # good on 384-wide MiniLM at 2e-4. Below a width of about 256 the rule has no ground to stand on.
     return min(5e-5 * (768 / schedule.hidden_size) ** 2, 5e-4)
@@ -148,13 +163,19 @@ def _full_defaults(schedule: Schedule) -> dict[str, Any]:
             "lr_scheduler_type": "cosine",
             "max_steps": steps,
         } | warm_up
+    rate, weight_decay = _transformer_rate(schedule), 0.01
+    if schedule.modality == "language":  # no new head to bring up, and what is learnt by heart is lost to the rest
+        steps = schedule.num_steps(floor=100, epochs=(3, 3, 1))
+        return {"learning_rate": rate, "weight_decay": weight_decay, "max_steps": steps, "warmup_steps": 0.03}
     steps = schedule.num_steps(floor=400, epochs=(10, 5, 3))
-    return {"learning_rate": _transformer_rate(schedule), "weight_decay": 0.01, "max_steps": steps} | warm_up
+    return {"learning_rate": rate, "weight_decay": weight_decay, "max_steps": steps} | warm_up
 
 
 def _peft_defaults(schedule: Schedule) -> dict[str, Any]:
     # About ten times the full rate (Schulman 2025), which gives the 5e-4 of the LoRA paper at a width of 768.
-    defaults = _full_defaults(schedule) | {"weight_decay": 0.01, "warmup_steps": 0.06}
+    defaults = _full_defaults(schedule) | {"weight_decay": 0.01}
+    if schedule.modality != "language":
+        defaults["warmup_steps"] = 0.06
     if rate := find_adapter(schedule.adapter).learning_rate:
         return defaults | {"learning_rate": rate}
     if schedule.is_convolutional:
@@ -171,11 +192,12 @@ def _scratch_defaults(schedule: Schedule) -> dict[str, Any]:
     return settings | {"warmup_steps": 0.1}
 
 
-def _probe_defaults(schedule: Schedule) -> dict[str, Any]:
+def _no_defaults(schedule: Schedule) -> dict[str, Any]:
     return {}
 
 
 _AT_RANDOM = {"text": "random", "image": "random"}
+_FITTED = {"text": "probe", "image": "probe"}
 
 MODES: dict[str, Mode] = {
     "full": Mode(load_pretrained, _keep, _full_defaults, _AT_RANDOM),
@@ -188,7 +210,8 @@ MODES: dict[str, Mode] = {
         cover=cover_adapter,
     ),
     "scratch": Mode(build_random, _keep, _scratch_defaults, _AT_RANDOM, augmentation="strong"),
-    "probe": Mode(load_pretrained, _freeze, _probe_defaults, {"text": "probe", "image": "probe"}, is_trained=False),
+    "probe": Mode(load_pretrained, _freeze, _no_defaults, _FITTED, is_trained=False),
+    "zero-shot": Mode(load_pretrained, _freeze, _no_defaults, _AT_RANDOM, is_trained=False),
 }
 
 
@@ -205,7 +228,7 @@ def describe_schedule(
     network: nn.Module, modality: str, num_train_examples: int, batch_size: int, *, adapter: str = "lora"
 ) -> Schedule:
     """What the defaults depend on, read from the network; `batch_size` counts the examples of an optimizer step."""
-    config = network.config.get_text_config() if modality == "text" else network.config
+    config = network.config if modality == "image" else network.config.get_text_config()
     width = getattr(config, "hidden_size", None) or max(getattr(config, "hidden_sizes", None) or [768])
     return Schedule(modality, num_train_examples, width, is_convolutional(network), batch_size, adapter)
 

@@ -2,12 +2,14 @@
 
 from hftl.errors import unknown_name
 from hftl.tasks.base import Task
+from hftl.tasks.causal_lm import CausalLM
 from hftl.tasks.image_classification import ImageClassification
 from hftl.tasks.text_classification import TextClassification
 
 TASKS: dict[str, type[Task]] = {
     "text-classification": TextClassification,
     "image-classification": ImageClassification,
+    "causal-lm": CausalLM,
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
@@ -38,15 +39,33 @@ HUB_FAILURES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
 
 
 class Task(ABC):
-    """One kind of prediction. Subclass, fill the attributes and the methods, add one line to `TASKS`."""
+    """One kind of prediction. Subclass, fill the attributes and the methods, add one line to `TASKS`.
+
+    A task whose rows have labels (classes, several classes, a number) derives from `tasks.labelled.LabelledTask`.
+    """
 
     name: str
     modality: str
-    """`text` or `image`: which columns are looked for and which defaults apply."""
+    """`text`, `image`, or `language` for text that is itself what is predicted: which defaults apply."""
     auto_model: str
     """Name of the transformers Auto class."""
     peft_task_type: str | None = None
     """A `peft.TaskType` name, or None where peft has none."""
+    modes: tuple[str, ...] = ("full", "peft", "scratch", "probe")
+    """The modes that make sense."""
+    has_new_head: bool = True
+    """Whether the part outside the pretrained body is made for the user's labels, so that every mode trains it."""
+    eval_batch_size: int = 64
+    """Default of `--per_device_eval_batch_size`."""
+
+    @abstractmethod
+    def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, Any]:
+        """Raw splits -> splits in canonical columns, `row_id` among them, and the `LabelInfo`.
+
+        Args:
+            raw: as loaded.
+            args: the `DataArguments`.
+        """
 
     @abstractmethod
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
@@ -58,9 +77,17 @@ class Task(ABC):
             args: the `DataArguments`.
         """
 
+    def fit_processor(self, processor: Any, rows: datasets.Dataset, args: Any) -> Any:
+        """A processor made from the train rows, where the arguments ask for one."""
+        return processor
+
     @abstractmethod
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         """Turn canonical columns into model inputs once, cached under `fingerprint` and the preprocessing."""
+
+    def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
+        """What the `data` part of the run record should say of the prepared splits."""
+        return {}
 
     @abstractmethod
     def build_collator(
@@ -68,8 +95,43 @@ class Task(ABC):
     ) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
         """A function from prepared rows to a batch; rows with `augmentation_seed` are augmented."""
 
-    def adjust_config(self, config: Any, processor: Any) -> None:  # noqa: B027 - optional
-        """Changes that the processor asks of the model configuration (padding token, image size)."""
+    def adapt_collator(self, collator: Callable, network: torch.nn.Module) -> Callable:
+        """The collator for training, once the network is there to be asked what it can take."""
+        return collator
+
+    def adjust_config(self, config: Any, processor: Any, info: Any) -> None:  # noqa: B027 - optional
+        """Changes that the processor and the labels ask of the model configuration."""
+
+    @abstractmethod
+    def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:
+        """The loss summed over every label that is not -100; the trainer divides by their number.
+
+        Args:
+            outputs: of the network.
+            labels: as the collator made them.
+            problem_type: of the `LabelInfo`.
+            smoothing: of labels, 0 for none.
+        """
+
+    @abstractmethod
+    def reduce(self, logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Tensor:
+        """What evaluation keeps of a batch, [B, K]; all else is forgotten, so that memory does not grow with it."""
+
+    @abstractmethod
+    def compute_metrics(self, kept: np.ndarray, rows: datasets.Dataset, info: Any) -> dict[str, float]:
+        """Every score of a split from what `reduce` kept, [N, K] in the order of `rows`."""
+
+    def compute_report(self, kept: np.ndarray, rows: datasets.Dataset, info: Any) -> dict[str, Any]:
+        """The scores and the tables for `run.json`."""
+        return self.compute_metrics(kept, rows, info)
+
+    @abstractmethod
+    def describe_predictions(self, kept: np.ndarray, rows: datasets.Dataset, info: Any) -> dict[str, Any]:
+        """The columns of `predictions.parquet`, `row_id` first."""
+
+    def sample(self, network: Any, processor: Any, rows: datasets.Dataset) -> list[dict[str, str]]:
+        """A few answers of a network that writes text, for the run record; `rows` are in canonical columns."""
+        return []
 
 
 @contextmanager

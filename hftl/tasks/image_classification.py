@@ -17,14 +17,15 @@ from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
 from hftl.errors import UserError
-from hftl.tasks.base import Task, build_label_tensor, explained_loading, map_cached
+from hftl.tasks.base import build_label_tensor, explained_loading, map_cached
+from hftl.tasks.labelled import LabelledTask
 
 # Share of the image area that a random crop keeps, and the range of its aspect ratio. Light: like resizing to 160 and
 # cropping 128 (Kolesnikov et al. 2020, BiT-HyperRule). Strong: the usual recipe for training from random init.
 CROPS = {"light": ((0.64, 1.0), (1.0, 1.0)), "strong": ((0.25, 1.0), (3 / 4, 4 / 3))}
 
 
-class ImageClassification(Task):
+class ImageClassification(LabelledTask):
     name = "image-classification"
     modality = "image"
     auto_model = "AutoModelForImageClassification"
@@ -62,7 +63,8 @@ class ImageClassification(Task):
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "ImageCollator":
         return ImageCollator(*measure_normalization(processor), augmentation)
 
-    def adjust_config(self, config: Any, processor: Any) -> None:
+    def adjust_config(self, config: Any, processor: Any, info: Any) -> None:
+        super().adjust_config(config, processor, info)
         size = processed_size(processor)
         if getattr(config, "image_size", size) != size:
             config.image_size = size

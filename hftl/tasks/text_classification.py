@@ -11,13 +11,14 @@ from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from hftl.assets import resolve_model
 from hftl.errors import UserError
-from hftl.tasks.base import Task, build_label_tensor, explained_loading, map_cached
+from hftl.tasks.base import build_label_tensor, explained_loading, map_cached
+from hftl.tasks.labelled import LabelledTask
 
 MAX_LENGTH = 512  # tokens; what BERT-sized encoders were trained with
 INPUTS = ("input_ids", "token_type_ids")
 
 
-class TextClassification(Task):
+class TextClassification(LabelledTask):
     name = "text-classification"
     modality = "text"
     auto_model = "AutoModelForSequenceClassification"
@@ -63,7 +64,8 @@ class TextClassification(Task):
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "TextCollator":
         return TextCollator(processor)
 
-    def adjust_config(self, config: Any, processor: Any) -> None:
+    def adjust_config(self, config: Any, processor: Any, info: Any) -> None:
+        super().adjust_config(config, processor, info)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = processor.pad_token_id
 

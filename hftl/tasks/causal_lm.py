@@ -1,0 +1,298 @@
+"""Causal language modelling: plain texts, prompts with completions, or chats in the tokenizer's own template.
+
+What is learnt is marked token by token: by default a completion, or the assistant's turns, and not the prompt.
+"""
+
+import hashlib
+import logging
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import AutoConfig, AutoTokenizer
+
+from hftl.assets import resolve_model
+from hftl.data.labels import IGNORED, LabelInfo
+from hftl.data.language import standardize_language
+from hftl.data.tokens import (
+    SAMPLE_TOKENS,
+    Tokens,
+    check_marks,
+    choose_encoder,
+    decode_learnt,
+    list_strings,
+    mark_text,
+    split_prompt,
+)
+from hftl.errors import UserError
+from hftl.metrics import compute_token_metrics
+from hftl.metrics.base import LANGUAGE
+from hftl.tasks.base import Task, explained_loading, map_cached
+
+logger = logging.getLogger(__name__)
+
+MAX_LENGTH = 1024  # tokens of an example, unless the network reads fewer; what supervised fine-tuning commonly uses
+NUM_SAMPLES = 3  # texts written at the end of a run
+PACKING_TOLERANCE = 1e-4  # of a logit, in float32: networks that keep rows apart differ by 1e-6, others by 0.1
+
+
+class CausalLM(Task):
+    name = "causal-lm"
+    modality = "language"
+    auto_model = "AutoModelForCausalLM"
+    peft_task_type = "CAUSAL_LM"
+    modes = ("full", "peft", "scratch", "zero-shot")
+    has_new_head = False
+    eval_batch_size = 8  # the logits of 8 rows of 512 tokens with 50,000 words are 0.8 GB
+    has_own_tokenizer = False  # made from the train rows, so that the network follows it
+
+    def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, LabelInfo]:
+        for flag in ("label_column", "problem_type", "only_labels", "num_train_examples_per_class"):
+            if getattr(args, flag) is not None:
+                raise UserError(f"--{flag} is about labels, and --task causal-lm has none.")
+        return standardize_language(raw, args), LabelInfo(LANGUAGE, ())
+
+    def load_processor(self, source: str, revision: str, args: Any) -> Any:
+        with explained_loading(source):
+            options = {"revision": revision, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(resolve_model(source), **options)
+            config = AutoConfig.from_pretrained(resolve_model(source), **options)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise UserError(f"{source} has no tokenizer files, so every text would read the same. Add them to it.")
+        if tokenizer.eos_token is None:
+            raise UserError(f"The tokenizer of {source} has no end token, so what is written would have no end.")
+        if tokenizer.pad_token is None:  # padding is masked, so any token will do
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+        limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or MAX_LENGTH)
+        if args.max_length and args.max_length > limit:
+            raise UserError(f"--max_length is {args.max_length}, but {source} reads at most {limit} tokens.")
+        tokenizer.model_max_length = args.max_length or min(limit, MAX_LENGTH)
+        return tokenizer
+
+    def fit_processor(self, processor: Any, rows: datasets.Dataset, args: Any) -> Any:
+        if args.tokenizer_vocab_size is None:
+            return processor
+        texts = (text for row in rows for text in list_strings(row))
+        trained = processor.train_new_from_iterator(texts, args.tokenizer_vocab_size, length=len(rows))
+        trained.model_max_length, trained.padding_side = processor.model_max_length, "right"
+        trained.chat_template = processor.chat_template
+        self.has_own_tokenizer = True
+        return trained
+
+    def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
+        encode = choose_encoder(dataset, processor)
+
+        def tokenize(rows: dict[str, list]) -> dict[str, list]:
+            columns: dict[str, list] = {name: [] for name in _COLUMNS}
+            for index, row_id in enumerate(rows["row_id"]):
+                for tokens in encode({name: rows[name][index] for name in rows}, processor, args.completion_only):
+                    check_marks(tokens, processor, row_id)
+                    _append(columns, row_id, tokens, processor)
+            return columns
+
+        key = {
+            "rows": fingerprint,
+            "tokenizer": hashlib.sha256(processor.backend_tokenizer.to_str().encode()).hexdigest(),
+            "template": processor.chat_template,
+            "special": [processor.bos_token, processor.eos_token],
+            "max_length": processor.model_max_length,
+            "completion_only": args.completion_only,
+            "transformers": transformers.__version__,
+        }
+        prepared = map_cached(dataset, tokenize, key, description="Tokenizing")
+        return _drop_unlearnable(prepared, processor, args.on_bad_rows)
+
+    def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
+        if args.show_example:
+            logger.info(
+                "One training row; what is learnt stands in [[ ]]:\n%s", mark_text(rows["train"][0], processor)
+            )
+        counts = {split: _count_tokens(part) for split, part in rows.items()}
+        for split, count in counts.items():
+            if count["num_cut"]:
+                logger.warning(
+                    "%d of %d rows of %s are longer than %d tokens and were cut (--max_length).",
+                    *(count["num_cut"], count["num_rows"], split, processor.model_max_length),
+                )
+        return {"tokens": counts}
+
+    def build_collator(self, processor: Any, args: Any, augmentation: str) -> "TokenCollator":
+        return TokenCollator(processor.pad_token_id, is_packed=args.packing)
+
+    def adapt_collator(self, collator: "TokenCollator", network: torch.nn.Module) -> "TokenCollator":
+        if collator.is_packed and not keeps_rows_apart(network, collator):
+            logger.warning(
+                "--packing: in this network rows that follow each other in a batch see each other, so that they are "
+                "padded instead."
+            )
+            return TokenCollator(collator.pad_token_id, is_packed=False)
+        return collator
+
+    def adjust_config(self, config: Any, processor: Any, info: LabelInfo) -> None:
+        if self.has_own_tokenizer:
+            config.vocab_size = len(processor)
+            config.bos_token_id, config.eos_token_id = processor.bos_token_id, processor.eos_token_id
+            config.pad_token_id = processor.pad_token_id
+        elif config.pad_token_id is None:
+            config.pad_token_id = processor.pad_token_id
+
+    def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:
+        logits = outputs["logits"][:, -labels.shape[1] :]  # [B, T, V]; virtual tokens come first
+        return F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(),
+            labels[:, 1:].flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=smoothing,
+        )
+
+    def reduce(self, logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Tensor:
+        """Of each row the negative log-likelihood, the number of learnt tokens and how many are foreseen, [B, 3]."""
+        logits = (logits[0] if isinstance(logits, tuple) else logits)[:, -labels.shape[1] :]
+        return torch.stack([_sum_row(*row) for row in zip(logits[:, :-1], labels[:, 1:], strict=True)])
+
+    def compute_metrics(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, float]:
+        return compute_token_metrics(_as_sums(kept, rows))
+
+    def describe_predictions(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, Any]:
+        return {"row_id": np.asarray(rows["row_id"][:], dtype=np.int64), **_as_sums(kept, rows)}
+
+    @torch.inference_mode()
+    def sample(self, network: Any, processor: Any, rows: datasets.Dataset) -> list[dict[str, str]]:
+        """What the network writes, word by most probable word, after the prompts of the first rows."""
+        network.eval()
+        texts = []
+        for row in rows.select(range(min(NUM_SAMPLES, len(rows)))):
+            prompt, expected = split_prompt(row, processor)
+            ids = torch.tensor([prompt[-processor.model_max_length :]], device=network.device)
+            options = {"do_sample": False, "max_new_tokens": SAMPLE_TOKENS, "pad_token_id": processor.pad_token_id}
+            written = network.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), eos_token_id=processor.eos_token_id, **options
+            )
+            # peft's prompt methods give the written tokens alone.
+            new = written[0][len(ids[0]) :] if torch.equal(written[0][: len(ids[0])], ids[0]) else written[0]
+            text = processor.decode(new, skip_special_tokens=True)
+            texts.append({"prompt": processor.decode(prompt), "expected": expected, "written": text})
+        return texts
+
+
+_COLUMNS = ("row_id", "input_ids", "labels", "length", "num_bytes", "is_cut")
+
+
+class TokenCollator:
+    """Rows padded to the longest, or packed: one after the other without padding, positions from 0 in each.
+
+    Returns:
+        `input_ids`, `labels` int64 [B, T] and `attention_mask`; packed [1, T] and `position_ids` instead.
+    """
+
+    def __init__(self, pad_token_id: int, *, is_packed: bool = False) -> None:
+        self.pad_token_id = pad_token_id
+        self.is_packed = is_packed
+        self.multiple = 8 if torch.cuda.is_available() else 1  # tensor cores want multiples of 8
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        # Rows to be trained on come with a seed, and only there the batch is all that matters.
+        if self.is_packed and "augmentation_seed" in rows[0]:
+            return self.pack(rows)
+        return self.pad(rows)
+
+    def pad(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """[B, T], padded on the right."""
+        width = -(-max(len(row["input_ids"]) for row in rows) // self.multiple) * self.multiple
+
+        def fill(name: str, value: int) -> torch.Tensor:
+            return torch.tensor([list(row[name]) + [value] * (width - len(row[name])) for row in rows])
+
+        mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
+        inputs = {"input_ids": fill("input_ids", self.pad_token_id), "attention_mask": mask}
+        return inputs | {"labels": fill("labels", IGNORED)}
+
+    def pack(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """[1, T]; networks see where a row begins by its position 0, if they get no mask and keep no cache."""
+        return {
+            "input_ids": torch.tensor([[token for row in rows for token in row["input_ids"]]]),
+            "labels": torch.tensor([[label for row in rows for label in row["labels"]]]),
+            "position_ids": torch.tensor([[place for row in rows for place in range(len(row["input_ids"]))]]),
+        }
+
+
+@torch.no_grad()
+def keeps_rows_apart(network: torch.nn.Module, collator: TokenCollator) -> bool:
+    """Whether this network gives two packed rows the logits that it gives them padded, in evaluation and in float32.
+
+    Some families ignore positions, some look at the neighbour while a cache is kept, and prompts stand in front of the
+    first row alone: so the network itself is asked.
+    """
+    size = min(network.config.get_text_config().vocab_size, 1000)
+    rows = [{"input_ids": [(7 * i + 3 * n) % size for i in range(n)], "labels": [IGNORED] * n} for n in (9, 6)]
+    was_training, device = network.training, next(network.parameters()).device
+    network.eval()
+    try:
+        padded, packed = (
+            network(**{k: v.to(device) for k, v in batch.items() if k != "labels"}, use_cache=False).logits.float()
+            for batch in (collator.pad(rows), collator.pack(rows))
+        )
+    finally:
+        network.train(was_training)
+    if packed.shape[1] != sum(len(row["input_ids"]) for row in rows):
+        return False
+    expected = torch.cat([padded[0, :9], padded[1, :6]])
+    return bool((packed[0] - expected).abs().max() <= PACKING_TOLERANCE * max(1.0, expected.abs().max().item()))
+
+
+def _append(columns: dict[str, list], row_id: int, tokens: Tokens, tokenizer: Any) -> None:
+    text = decode_learnt(tokens, tokenizer, skip_special_tokens=True)
+    labels = [token if marked else IGNORED for token, marked in zip(tokens.ids, tokens.is_learnt, strict=True)]
+    values = (row_id, tokens.ids, labels, len(tokens.ids), len(text.encode()), tokens.is_cut)
+    for name, value in zip(_COLUMNS, values, strict=True):
+        columns[name].append(value)
+
+
+def _count_learnt(rows: datasets.Dataset) -> np.ndarray:
+    """Learnt tokens of each row, [N]."""
+    return np.array([sum(label != IGNORED for label in labels) for labels in rows["labels"]], dtype=np.int64)
+
+
+def _drop_unlearnable(rows: datasets.Dataset, processor: Any, on_bad_rows: str) -> datasets.Dataset:
+    counts = _count_learnt(rows)
+    empty = np.flatnonzero(counts == 0)
+    if not len(empty):
+        return rows
+    ids = rows.select(empty[:5])["row_id"][:]
+    found = f"{len(empty)} rows have no token to learn within {processor.model_max_length} tokens (rows {ids})"
+    if on_bad_rows == "error" or len(empty) == len(rows):
+        raise UserError(f"{found}: raise --max_length, shorten their prompts, or drop them with --on_bad_rows skip.")
+    logger.warning("Dropped: %s.", found)
+    return rows.select(np.flatnonzero(counts))
+
+
+def _count_tokens(rows: datasets.Dataset) -> dict[str, int]:
+    return {
+        "num_rows": len(rows),
+        "num_tokens": int(np.sum(rows["length"][:])),
+        "num_learnt_tokens": int(_count_learnt(rows).sum()),
+        "num_cut": int(np.sum(rows["is_cut"][:])),
+    }
+
+
+# --- sums over tokens
+
+
+def _sum_row(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Logits [T, V] and targets [T] -> negative log-likelihood, learnt tokens, foreseen ones; float32 [3]."""
+    logits = logits.float()
+    loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    is_learnt = targets != IGNORED
+    return torch.stack([loss, is_learnt.sum(), ((logits.argmax(-1) == targets) & is_learnt).sum()]).float()
+
+
+def _as_sums(kept: np.ndarray, rows: datasets.Dataset) -> dict[str, np.ndarray]:
+    """The columns of `TOKEN_SUMS`."""
+    loss, count, correct = np.asarray(kept, dtype=np.float64).T
+    sums = {"negative_log_likelihood": loss, "num_tokens": count.astype(np.int64)}
+    return sums | {"num_correct": correct.astype(np.int64), "num_bytes": np.asarray(rows["num_bytes"][:])}

@@ -1,0 +1,79 @@
+"""What tasks share whose rows have one class, several classes or a number: reading, loss, scores, predictions."""
+
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hftl.data.columns import choose_columns, standardize_columns
+from hftl.data.labels import MULTI, REGRESSION, SINGLE, LabelInfo, build_labels, encode_labels, keep_labels
+from hftl.metrics import compute_metrics, compute_predictions, compute_probabilities, compute_report
+from hftl.tasks.base import Task
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+
+
+def _binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    # Divided by rows x columns in the end, so that the loss of a row does not grow with their number.
+    return F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing) + smoothing / 2, reduction="sum")
+
+
+def _squared_error(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
+
+
+LOSSES = {SINGLE: _cross_entropy, MULTI: _binary_cross_entropy, REGRESSION: _squared_error}
+
+
+class LabelledTask(Task):
+    """Text or images with labels."""
+
+    def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, LabelInfo]:
+        splits = standardize_columns(raw, choose_columns(raw, args, self.modality), self.modality)
+        if args.only_labels:
+            splits = keep_labels(splits, args.only_labels)
+        info = build_labels(splits, args.problem_type, args.label_delimiter)
+        return encode_labels(splits, info, args.label_delimiter), info
+
+    def adjust_config(self, config: Any, processor: Any, info: LabelInfo) -> None:
+        config.num_labels = info.num_labels
+        config.id2label, config.label2id = info.id2label, info.label2id
+        config.problem_type = info.problem_type
+
+    def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:
+        return LOSSES[problem_type](outputs["logits"].float(), labels, smoothing)  # logits [B, C]
+
+    def reduce(self, logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Tensor:
+        """The logits alone: some heads also return hidden states, which would fill the memory in evaluation."""
+        return logits[0] if isinstance(logits, tuple) else logits
+
+    def compute_metrics(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, float]:
+        return compute_metrics(kept, np.asarray(rows["labels"]), info.problem_type, info.names)
+
+    def compute_report(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, Any]:
+        """Every metric of the problem type, per class too."""
+        return compute_report(kept, np.asarray(rows["labels"]), info.problem_type, info.names)
+
+    def describe_predictions(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, Any]:
+        probabilities = None if info.problem_type == REGRESSION else compute_probabilities(kept, info.problem_type)
+        predictions = compute_predictions(kept, info.problem_type)
+        return label_columns(rows["row_id"][:], np.asarray(rows["labels"]), predictions, probabilities)
+
+
+def label_columns(
+    row_ids: Any, labels: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray | None
+) -> dict[str, Any]:
+    """The columns of `predictions.parquet`.
+
+    Args:
+        row_ids: [N] position of the example in its split as loaded.
+        labels: [N] or, multi-label, [N, C].
+        predictions: like `labels`.
+        probabilities: [N, C] in the order of the label names; None for regression, and then not a column.
+    """
+    columns = {"row_id": np.asarray(row_ids, dtype=np.int64), "label": labels, "prediction": predictions}
+    return columns if probabilities is None else columns | {"probabilities": np.asarray(probabilities, np.float32)}
