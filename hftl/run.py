@@ -19,6 +19,7 @@ from hftl.examples import Examples, describe_source, load_examples, prepare_exam
 from hftl.head_start import initialize_head
 from hftl.metrics import greater_is_better
 from hftl.models.adapters import adapter_of
+from hftl.models.embeddings import check_tokens
 from hftl.models.head import head_modules
 from hftl.models.load import load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
@@ -34,7 +35,7 @@ from hftl.run_folder import (
     save_artifacts,
 )
 from hftl.tasks import build_task
-from hftl.tasks.base import Task
+from hftl.tasks.base import Task, count_tokens
 from hftl.trainer import FineTuningTrainer
 
 
@@ -67,6 +68,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
             rows = prepare_examples(examples, task, processor, args.data)
             described = task.describe_rows(rows, processor, args.data)
         loaded = mode.load(args.model, task, load_config(args.model, task, processor, examples.labels))
+        check_tokens(loaded.network, count_tokens(processor))
         heads = head_modules(loaded.network, loaded.new_parameters, has_new_head=task.has_new_head)
         set_defaults(args, mode, loaded.network, task, len(rows["train"]))
         augmentation = mode.augmentation if args.data.augmentation == "auto" else args.data.augmentation
@@ -76,7 +78,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
     with ledger.bucket("startup"):
         coverage = mode.cover(loaded.network, args.model, heads, sample_inputs(args, rows["train"], collator))
-        network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type)
+        network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type, loaded.new_tokens)
         with ledger.bucket("train"):
             adapter_flops = initialize_adapter(network, args, rows["train"], collator)
         check_adapter_of_checkpoint(args, network)

@@ -90,8 +90,10 @@ def _own_names(network: torch.nn.Module) -> Iterator[None]:
     By default it writes ViT, Swin and others under the names of the first release, and Trainer resumes (or takes the
     best model) by the names in memory: what it does not find keeps its value. huggingface/transformers#48805, in 5.23.
     """
-    if isinstance(network, PreTrainedModel):
-        network.save_pretrained = partial(network.save_pretrained, save_original_format=False)
+    if not isinstance(network, PreTrainedModel):
+        yield
+        return
+    network.save_pretrained = partial(network.save_pretrained, save_original_format=False)
     try:
         yield
     finally:

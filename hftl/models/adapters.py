@@ -5,7 +5,7 @@ A method is one entry of `ADAPTERS`. Its rate and its limits are measured in doc
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from hftl.errors import UserError, unknown_name
 from hftl.models.adalora import AllocateRanks
+from hftl.models.embeddings import find_trainable_rows, keep_rows_when_saved
 from hftl.models.eva import Batches, initialize_eva
 from hftl.models.head import head_modules
 from hftl.models.load import build_empty
@@ -64,6 +65,7 @@ class Request:
         network: not yet wrapped.
         targets: full names of the modules to adapt; none for prompts.
         heads: modules that are trained whole and saved with the adapter.
+        new_rows: module -> rows of it that are trained and saved with the adapter.
         task_type: of peft, or None for images.
     """
 
@@ -72,10 +74,12 @@ class Request:
     targets: list[str]
     heads: list[str]
     task_type: str | None
+    new_rows: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def common(self) -> dict[str, Any]:
         """What every configuration has."""
         placed = {"target_modules": self.targets} if self.targets else {}
+        placed |= {"trainable_token_indices": self.new_rows} if self.new_rows else {}
         return {**placed, "modules_to_save": list(self.heads), "task_type": self.task_type}
 
 
@@ -94,6 +98,7 @@ class Adapter:
         is_mergeable: whether it can be folded into the weights, so that prediction costs nothing more.
         rewrites_base: it starts by taking its part out of the frozen weights; loading does the same again.
         on_quantized: whether it can sit on layers in 8 or 4 bits.
+        trains_rows: whether its peft configuration can name rows of an embedding to train.
         largest_rank: inputs and outputs of a layer -> the largest `--lora_r`; None: it does not read that flag.
         moving_settings: fields of its peft configuration that training changes.
         is_resumable: whether training can go on from what peft saves of it.
@@ -111,6 +116,7 @@ class Adapter:
     is_mergeable: bool = True
     rewrites_base: bool = False
     on_quantized: bool = False
+    trains_rows: bool = False
     largest_rank: Callable[[int, int], int] | None = None
     moving_settings: frozenset[str] = frozenset()
     is_resumable: bool = True
@@ -285,6 +291,7 @@ ADAPTERS: dict[str, Adapter] = {
         ALL_LAYERS,
         "Hu et al. 2022; all layers: Schulman 2025",
         on_quantized=True,
+        trains_rows=True,
         largest_rank=_narrow_side,
     ),
     "rslora": Adapter(
@@ -293,6 +300,7 @@ ADAPTERS: dict[str, Adapter] = {
         ALL_LAYERS,
         "Kalajdzievski 2023",
         on_quantized=True,
+        trains_rows=True,
         largest_rank=_narrow_side,
     ),
     "dora": Adapter(
@@ -301,6 +309,7 @@ ADAPTERS: dict[str, Adapter] = {
         ALL_LAYERS,
         "Liu et al. 2024",
         on_quantized=True,
+        trains_rows=True,
         largest_rank=_narrow_side,
     ),
     "pissa": Adapter(
@@ -309,6 +318,7 @@ ADAPTERS: dict[str, Adapter] = {
         frozenset({LINEAR, CONV1D}),
         "Meng et al. 2024",
         rewrites_base=True,
+        trains_rows=True,
         largest_rank=_narrow_side,
     ),
     "olora": Adapter(
@@ -317,6 +327,7 @@ ADAPTERS: dict[str, Adapter] = {
         frozenset({LINEAR}),
         "Buyukakyuz 2024",
         rewrites_base=True,
+        trains_rows=True,
         largest_rank=_narrow_side,
     ),
     "eva": Adapter(
@@ -326,6 +337,7 @@ ADAPTERS: dict[str, Adapter] = {
         "Paischer et al. 2024",
         on_quantized=True,
         initialize=initialize_eva,
+        trains_rows=True,
         largest_rank=_narrow_side,
     ),
     "adalora": Adapter(
@@ -338,6 +350,7 @@ ADAPTERS: dict[str, Adapter] = {
         is_resumable=False,
         callback=AllocateRanks,
         on_quantized=True,
+        trains_rows=True,
         largest_rank=_two_thirds,
     ),
     "ia3": Adapter("(IA)3", _ia3, ALL_LAYERS, "Liu et al. 2022, 3e-3", learning_rate=3e-3, on_quantized=True),
@@ -485,8 +498,12 @@ def cover_adapter(
     return describe_coverage(network, find_targets(network, args, heads), batch)
 
 
-def build_adapter(network: nn.Module, args: Any, heads: list[str], task_type: str | None) -> Any:
+def build_adapter(
+    network: nn.Module, args: Any, heads: list[str], task_type: str | None, new_tokens: Sequence[int] = ()
+) -> Any:
     """Wrap a network in the adapter that `args.adapter` names; its head stays trainable and is saved with it.
+
+    So are rows that the embedding has for `new_tokens`, where the method can; else they are saved as they are.
 
     Raises:
         UserError: an unknown adapter or setting, or `target_modules` that match nothing.
@@ -499,8 +516,11 @@ def build_adapter(network: nn.Module, args: Any, heads: list[str], task_type: st
         train_biases(network, targets, heads)
         return network
     check_rank(network, args, targets)
-    config = adapter.build(Request(args, network, targets, heads, task_type))
+    new_rows = find_trainable_rows(network, new_tokens) if adapter.trains_rows else {}
+    config = adapter.build(Request(args, network, targets, heads, task_type, new_rows))
     adapted = get_peft_model(network, _with_changes(config, args))
+    if new_tokens:
+        keep_rows_when_saved(adapted)
     _train_in_float32(adapted)
     return adapted
 

@@ -3,6 +3,7 @@
 Weights are safetensors only, and no code from a repository is ever run.
 """
 
+import copy
 import json
 import logging
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from hftl.assets import resolve_model
 from hftl.errors import UserError
+from hftl.models.embeddings import add_rows, count_rows
 from hftl.models.quantization import build_quantization
 from hftl.tasks.base import explained_loading
 
@@ -26,10 +28,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network and the names of its parameters that did not come from the checkpoint."""
+    """A network and what of it did not come from the checkpoint.
+
+    Attributes:
+        new_parameters: names.
+        new_tokens: rows of the embedding.
+    """
 
     network: PreTrainedModel
     new_parameters: frozenset[str]
+    new_tokens: range = range(0)
 
 
 def read_config(args: Any, task: Any) -> Any:
@@ -85,14 +93,21 @@ def load_config(args: Any, task: Any, processor: Any, info: Any) -> Any:
 
 
 def load_pretrained(args: Any, task: Any, config: Any) -> LoadedModel:
-    """The checkpoint's weights under a head for this task; a head of another size is replaced."""
+    """The checkpoint's weights under a head for this task; a head of another size is replaced.
+
+    Where the configuration asks for more tokens than the checkpoint has, rows are added to the embedding.
+    """
+    wanted, present = count_rows(config), count_rows(read_config(args, task))
+    if wanted != present:
+        config = copy.deepcopy(config)
+        config.get_text_config().vocab_size = present
     kept = _list_outside(task, config) if args.quantization != "none" else []
     network, new, mismatched = _load(args, task, config, kept)
     _refuse_a_new_body(network, new, mismatched, args.model_name_or_path)
     started_at_random = {name.rsplit(".", 1)[0] for name in new}
     if args.quantization != "none" and not started_at_random <= set(kept):  # such as a pooler: it has to be trained
         network, new, _ = _load(args, task, config, sorted({*kept, *started_at_random}))
-    return LoadedModel(network, new)
+    return LoadedModel(network, new, range(0) if wanted == present else add_rows(network, wanted))
 
 
 def _load(args: Any, task: Any, config: Any, kept: list[str]) -> tuple[PreTrainedModel, frozenset[str], set[str]]:

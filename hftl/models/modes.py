@@ -5,7 +5,7 @@ linear head on frozen features, `zero-shot` nothing: a language model answers as
 branches on the mode.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from hftl.errors import UserError, unknown_name
-from hftl.models.adapters import build_adapter, check_adapter, cover_adapter, find_adapter
+from hftl.models.adapters import ADAPTERS, build_adapter, check_adapter, cover_adapter, find_adapter
+from hftl.models.embeddings import warn_of_still_rows
 from hftl.models.load import LoadedModel, body_prefix, build_random, load_pretrained
 from hftl.models.quantization import count_elements
 from hftl.models.targets import is_convolutional
@@ -27,7 +28,8 @@ class Mode:
 
     Attributes:
         load: arguments, task, configuration -> network.
-        adapt: freeze or wrap the network, given the arguments, its head modules and the peft task type.
+        adapt: freeze or wrap the network, given the arguments, its head modules, the peft task type and the tokens
+            for which rows were added to its embedding.
         defaults: the training settings of this mode, for a `Schedule`.
         is_trained: whether there is a training loop; probe has none.
         head_init: what `--head_init auto` means for text and for images: docs/head-init.md has the measurements.
@@ -39,7 +41,7 @@ class Mode:
     """
 
     load: Callable[[Any, Any, Any], LoadedModel]
-    adapt: Callable[[nn.Module, Any, list[str], str | None], nn.Module]
+    adapt: Callable[..., nn.Module]
     defaults: Callable[["Schedule"], dict[str, Any]]
     head_init: dict[str, str]
     is_trained: bool = True
@@ -80,21 +82,31 @@ class Schedule:
         return max(floor, -(-n * passes // self.batch_size))
 
 
-def _keep(network: nn.Module, args: Any, heads: list[str], task_type: str | None) -> nn.Module:
+def _keep(
+    network: nn.Module, args: Any, heads: list[str], task_type: str | None, new_tokens: Sequence[int] = ()
+) -> nn.Module:
     if args.freeze_layers:
         freeze_lower_layers(network, args.freeze_layers, heads)
         keep_batch_statistics(network)
+        warn_of_still_rows(network, new_tokens, "Leave --freeze_layers out to train them.")
     return network
 
 
-def _freeze(network: nn.Module, args: Any, heads: list[str], task_type: str | None) -> nn.Module:
+def _freeze(
+    network: nn.Module, args: Any, heads: list[str], task_type: str | None, new_tokens: Sequence[int] = ()
+) -> nn.Module:
     freeze_body(network, heads)
+    warn_of_still_rows(network, new_tokens, "Modes full and peft train them.")
     return network
 
 
-def _add_adapter(network: nn.Module, args: Any, heads: list[str], task_type: str | None) -> nn.Module:
-    adapted = build_adapter(network, args, heads, task_type)
+def _add_adapter(
+    network: nn.Module, args: Any, heads: list[str], task_type: str | None, new_tokens: Sequence[int] = ()
+) -> nn.Module:
+    adapted = build_adapter(network, args, heads, task_type, new_tokens)
     keep_batch_statistics(adapted)
+    able = [name for name, adapter in ADAPTERS.items() if adapter.trains_rows]
+    warn_of_still_rows(adapted, new_tokens, f"What trains them, except in T5: {', '.join(able)}.")
     return adapted
 
 

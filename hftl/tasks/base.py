@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
 
 from hftl.assets import cache_dir, is_bundled
 from hftl.errors import UserError
@@ -132,6 +133,20 @@ class Task(ABC):
     def sample(self, network: Any, processor: Any, rows: datasets.Dataset) -> list[dict[str, str]]:
         """A few answers of a network that writes text, for the run record; `rows` are in canonical columns."""
         return []
+
+
+def count_tokens(processor: Any) -> int | None:
+    """How many rows an embedding needs for every number that a tokenizer can write; None for image processors."""
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return None
+    return 1 + max(processor.get_vocab().values())  # not len(): numbers may have gaps
+
+
+def widen_vocabulary(config: Any, tokenizer: Any) -> None:
+    """Let a configuration ask for a row for each token; a checkpoint that has more, as filling, keeps them."""
+    text = config.get_text_config()
+    if getattr(text, "vocab_size", None) is not None:
+        text.vocab_size = max(text.vocab_size, count_tokens(tokenizer))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from hftl.data.tokens import (
 from hftl.errors import UserError
 from hftl.metrics import compute_token_metrics
 from hftl.metrics.base import LANGUAGE
-from hftl.tasks.base import Task, explained_loading, map_cached
+from hftl.tasks.base import Task, explained_loading, map_cached, widen_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,9 @@ class CausalLM(Task):
             config.vocab_size = len(processor)
             config.bos_token_id, config.eos_token_id = processor.bos_token_id, processor.eos_token_id
             config.pad_token_id = processor.pad_token_id
-        elif config.pad_token_id is None:
+            return
+        widen_vocabulary(config, processor)
+        if config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id
 
     def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:

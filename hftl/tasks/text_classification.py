@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from hftl.assets import resolve_model
 from hftl.errors import UserError
-from hftl.tasks.base import build_label_tensor, explained_loading, map_cached
+from hftl.tasks.base import build_label_tensor, explained_loading, map_cached, widen_vocabulary
 from hftl.tasks.labelled import LabelledTask
 
 MAX_LENGTH = 512  # tokens; what BERT-sized encoders were trained with
@@ -66,6 +66,7 @@ class TextClassification(LabelledTask):
 
     def adjust_config(self, config: Any, processor: Any, info: Any) -> None:
         super().adjust_config(config, processor, info)
+        widen_vocabulary(config, processor)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = processor.pad_token_id
 
