@@ -34,7 +34,7 @@ from hftl.run_folder import (
     recorded,
     save_artifacts,
 )
-from hftl.tasks import build_task
+from hftl.tasks import TASKS, build_task
 from hftl.tasks.base import Task, count_tokens
 from hftl.trainer import FineTuningTrainer
 
@@ -171,9 +171,11 @@ def check_arguments(args: Arguments) -> None:
 
 
 def _check_task_flags(args: Arguments) -> None:
-    for flag in ("completion_only", "packing", "tokenizer_vocab_size", "show_example"):
-        if flag in args.given and args.data.task != "causal-lm":
-            raise UserError(f"--{flag} is for --task causal-lm; this is {args.data.task}.")
+    """A flag that only another task reads would be ignored."""
+    for task in TASKS.values():
+        for flag in task.flags:
+            if flag in args.given and flag not in TASKS[args.data.task].flags:
+                raise UserError(f"--{flag} is for --task {task.name}; this is {args.data.task}.")
 
 
 def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, num_train_examples: int) -> None:

@@ -22,6 +22,7 @@ column then makes 389 bytes of an image, and 450 where PNG's own compression (`o
 """
 
 import argparse
+import functools
 import gzip
 import hashlib
 import io
@@ -98,13 +99,19 @@ def write_parquet(columns: dict[str, list], features: Features, path: Path) -> N
 
 def build_wordnet() -> dict[str, dict[str, list]]:
     """The glosses of WordNet 3.0 in three splits, each in database order (noun, verb, adj, adv)."""
-    texts, labels = read_glosses()
-    split_of = split_groups(find_near_duplicates(texts), texts, labels)
+    texts, labels, split_of = split_glosses()
     splits = {split: {"text": [], "label": []} for split in ("train", "validation", "test")}
     for text, label, split in zip(texts, labels, split_of, strict=True):
         splits[split]["text"].append(text)
         splits[split]["label"].append(label)
     return splits
+
+
+@functools.cache  # the search for near-duplicates takes most of the time, and two data sets are cut out of its splits
+def split_glosses() -> tuple[list[str], list[int], list[str]]:
+    """Gloss, lexicographer file number and split of every synset."""
+    texts, labels = read_glosses()
+    return texts, labels, split_groups(find_near_duplicates(texts), texts, labels)
 
 
 def read_glosses() -> tuple[list[str], list[int]]:
@@ -125,8 +132,7 @@ def read_synsets() -> list[str]:
 
 def build_definitions() -> dict[str, dict[str, list]]:
     """Words and their definitions, in the order of the sha256 sums of their glosses."""
-    texts, labels = read_glosses()
-    split_of = split_groups(find_near_duplicates(texts), texts, labels)
+    texts, _, split_of = split_glosses()
     order = sorted(range(len(texts)), key=lambda row: hashlib.sha256(texts[row].encode()).digest())
     lines, taken = read_synsets(), {}
     splits = {split: {"prompt": [], "completion": []} for split in NUM_DEFINITIONS}

@@ -129,8 +129,7 @@ def test_a_network_that_ignores_positions_is_not_packed(caplog):
 
 
 def show(tokens, tokenizer) -> str:
-    labels = [token if marked else -100 for token, marked in zip(tokens.ids, tokens.is_learnt, strict=True)]
-    return mark_text({"input_ids": tokens.ids, "labels": labels}, tokenizer)
+    return mark_text({"input_ids": tokens.ids, "labels": tokens.labels}, tokenizer)
 
 
 def test_only_the_completion_is_learnt(tokenizer):

@@ -31,6 +31,11 @@ class Tokens:
     text: str | None = None
     is_cut: bool = False
 
+    @property
+    def labels(self) -> list[int]:
+        """The ids that are learnt, `IGNORED` for the others, [T]."""
+        return [token if marked else IGNORED for token, marked in zip(self.ids, self.is_learnt, strict=True)]
+
 
 def choose_encoder(dataset: datasets.Dataset, processor: Any) -> Callable:
     if "messages" in dataset.column_names:
@@ -130,7 +135,7 @@ def check_marks(tokens: Tokens, tokenizer: Any, row_id: int) -> None:
 
 
 def decode_learnt(tokens: Tokens, tokenizer: Any, *, skip_special_tokens: bool) -> str:
-    learnt = [token for token, marked in zip(tokens.ids, tokens.is_learnt, strict=True) if marked]
+    learnt = [label for label in tokens.labels if label != IGNORED]
     return tokenizer.decode(learnt, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
 
@@ -146,12 +151,6 @@ def mark_text(row: dict[str, Any], tokenizer: Any) -> str:
             learnt = label != IGNORED
             current.append(token)
     return "".join(parts)
-
-
-def list_strings(row: dict[str, Any]) -> list[str]:
-    if "messages" in row:
-        return [message["content"] for message in row["messages"]]
-    return [row[name] or "" for name in ("text", "prompt", "completion") if name in row]
 
 
 def split_prompt(row: dict[str, Any], tokenizer: Any) -> tuple[list[int], str]:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hftl.assets import cache_dir, is_bundled
+from hftl.assets import cache_dir, is_bundled, resolve_model
 from hftl.errors import UserError
 
 # What the Hub's client says -> what to do. Gated and missing revisions are special cases of a missing repository.
@@ -54,6 +54,8 @@ class Task(ABC):
     """A `peft.TaskType` name, or None where peft has none."""
     modes: tuple[str, ...] = ("full", "peft", "scratch", "probe")
     """The modes that make sense."""
+    flags: tuple[str, ...] = ()
+    """Data flags that only this task reads; with any other they are refused."""
     has_new_head: bool = True
     """Whether the part outside the pretrained body is made for the user's labels, so that every mode trains it."""
     eval_batch_size: int = 64
@@ -168,6 +170,34 @@ def explained_loading(name: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         raise UserError(_explain_loading(name, error)) from error
+
+
+def load_tokenizer(
+    source: str, revision: str, max_length: int | None, *, default_length: int, context: int | None = None
+) -> Any:
+    """A tokenizer that can pad, and cuts a text after `max_length` tokens.
+
+    Args:
+        source: Hub id, folder or bundled:NAME.
+        revision: Hub revision.
+        max_length: as asked for; None: `default_length`, or less where the network reads less.
+        default_length: tokens.
+        context: tokens that the network reads, where it says more about that than its tokenizer does.
+
+    Raises:
+        UserError: there is none, or `max_length` is more than the network reads.
+    """
+    with explained_loading(source):
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(source), revision=revision, trust_remote_code=False)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers 5.23 makes of missing files
+        raise UserError(f"{source} has no tokenizer files, so every text would read the same. Add them to it.")
+    if tokenizer.pad_token is None:  # GPT-2, Llama: padding is masked, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token
+    limit = min(tokenizer.model_max_length, context or tokenizer.model_max_length)
+    if max_length and max_length > limit:
+        raise UserError(f"--max_length is {max_length}, but {source} reads at most {limit} tokens.")
+    tokenizer.model_max_length = max_length or min(limit, default_length)
+    return tokenizer
 
 
 def _explain_loading(name: str, error: BaseException) -> str:

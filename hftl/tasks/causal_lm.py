@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from hftl.assets import resolve_model
+from hftl.data.audit import list_texts
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.language import standardize_language
 from hftl.data.tokens import (
@@ -23,14 +24,13 @@ from hftl.data.tokens import (
     check_marks,
     choose_encoder,
     decode_learnt,
-    list_strings,
     mark_text,
     split_prompt,
 )
 from hftl.errors import UserError
 from hftl.metrics import compute_token_metrics
 from hftl.metrics.base import LANGUAGE
-from hftl.tasks.base import Task, explained_loading, map_cached, widen_vocabulary
+from hftl.tasks.base import Task, explained_loading, load_tokenizer, map_cached, widen_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class CausalLM(Task):
     auto_model = "AutoModelForCausalLM"
     peft_task_type = "CAUSAL_LM"
     modes = ("full", "peft", "scratch", "zero-shot")
+    flags = ("completion_only", "packing", "tokenizer_vocab_size", "show_example")
     has_new_head = False
     eval_batch_size = 8  # the logits of 8 rows of 512 tokens with 50,000 words are 0.8 GB
     has_own_tokenizer = False  # made from the train rows, so that the network follows it
@@ -57,26 +58,18 @@ class CausalLM(Task):
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
         with explained_loading(source):
-            options = {"revision": revision, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(resolve_model(source), **options)
-            config = AutoConfig.from_pretrained(resolve_model(source), **options)
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):
-            raise UserError(f"{source} has no tokenizer files, so every text would read the same. Add them to it.")
+            config = AutoConfig.from_pretrained(resolve_model(source), revision=revision, trust_remote_code=False)
+        context = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
+        tokenizer = load_tokenizer(source, revision, args.max_length, default_length=MAX_LENGTH, context=context)
         if tokenizer.eos_token is None:
             raise UserError(f"The tokenizer of {source} has no end token, so what is written would have no end.")
-        if tokenizer.pad_token is None:  # padding is masked, so any token will do
-            tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
-        limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or MAX_LENGTH)
-        if args.max_length and args.max_length > limit:
-            raise UserError(f"--max_length is {args.max_length}, but {source} reads at most {limit} tokens.")
-        tokenizer.model_max_length = args.max_length or min(limit, MAX_LENGTH)
         return tokenizer
 
     def fit_processor(self, processor: Any, rows: datasets.Dataset, args: Any) -> Any:
         if args.tokenizer_vocab_size is None:
             return processor
-        texts = (text for row in rows for text in list_strings(row))
+        texts = (text for found, _ in list_texts(rows) for text in found)
         trained = processor.train_new_from_iterator(texts, args.tokenizer_vocab_size, length=len(rows))
         trained.model_max_length, trained.padding_side = processor.model_max_length, "right"
         trained.chat_template = processor.chat_template
@@ -101,6 +94,7 @@ class CausalLM(Task):
             "special": [processor.bos_token, processor.eos_token],
             "max_length": processor.model_max_length,
             "completion_only": args.completion_only,
+            "columns": _COLUMNS,
             "transformers": transformers.__version__,
         }
         prepared = map_cached(dataset, tokenize, key, description="Tokenizing")
@@ -182,7 +176,7 @@ class CausalLM(Task):
         return texts
 
 
-_COLUMNS = ("row_id", "input_ids", "labels", "length", "num_bytes", "is_cut")
+_COLUMNS = ("row_id", "input_ids", "labels", "length", "num_learnt", "num_bytes", "is_cut")
 
 
 class TokenCollator:
@@ -248,20 +242,14 @@ def keeps_rows_apart(network: torch.nn.Module, collator: TokenCollator) -> bool:
 
 
 def _append(columns: dict[str, list], row_id: int, tokens: Tokens, tokenizer: Any) -> None:
-    text = decode_learnt(tokens, tokenizer, skip_special_tokens=True)
-    labels = [token if marked else IGNORED for token, marked in zip(tokens.ids, tokens.is_learnt, strict=True)]
-    values = (row_id, tokens.ids, labels, len(tokens.ids), len(text.encode()), tokens.is_cut)
+    num_bytes = len(decode_learnt(tokens, tokenizer, skip_special_tokens=True).encode())
+    values = (row_id, tokens.ids, tokens.labels, len(tokens.ids), sum(tokens.is_learnt), num_bytes, tokens.is_cut)
     for name, value in zip(_COLUMNS, values, strict=True):
         columns[name].append(value)
 
 
-def _count_learnt(rows: datasets.Dataset) -> np.ndarray:
-    """Learnt tokens of each row, [N]."""
-    return np.array([sum(label != IGNORED for label in labels) for labels in rows["labels"]], dtype=np.int64)
-
-
 def _drop_unlearnable(rows: datasets.Dataset, processor: Any, on_bad_rows: str) -> datasets.Dataset:
-    counts = _count_learnt(rows)
+    counts = np.asarray(rows["num_learnt"][:])
     empty = np.flatnonzero(counts == 0)
     if not len(empty):
         return rows
@@ -274,12 +262,8 @@ def _drop_unlearnable(rows: datasets.Dataset, processor: Any, on_bad_rows: str) 
 
 
 def _count_tokens(rows: datasets.Dataset) -> dict[str, int]:
-    return {
-        "num_rows": len(rows),
-        "num_tokens": int(np.sum(rows["length"][:])),
-        "num_learnt_tokens": int(_count_learnt(rows).sum()),
-        "num_cut": int(np.sum(rows["is_cut"][:])),
-    }
+    columns = {"num_tokens": "length", "num_learnt_tokens": "num_learnt", "num_cut": "is_cut"}
+    return {"num_rows": len(rows)} | {name: int(np.sum(rows[column][:])) for name, column in columns.items()}
 
 
 # --- sums over tokens

@@ -7,11 +7,9 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from transformers import AutoTokenizer, DataCollatorWithPadding
+from transformers import DataCollatorWithPadding
 
-from hftl.assets import resolve_model
-from hftl.errors import UserError
-from hftl.tasks.base import build_label_tensor, explained_loading, map_cached, widen_vocabulary
+from hftl.tasks.base import build_label_tensor, load_tokenizer, map_cached, widen_vocabulary
 from hftl.tasks.labelled import LabelledTask
 
 MAX_LENGTH = 512  # tokens; what BERT-sized encoders were trained with
@@ -25,21 +23,7 @@ class TextClassification(LabelledTask):
     peft_task_type = "SEQ_CLS"
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
-        with explained_loading(source):
-            tokenizer = AutoTokenizer.from_pretrained(
-                resolve_model(source), revision=revision, trust_remote_code=False
-            )
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers 5.23 makes of missing files
-            raise UserError(f"{source} has no tokenizer files, so every text would read the same. Add them to it.")
-        if tokenizer.pad_token is None:  # GPT-2, Llama: padding is masked, so any token will do
-            tokenizer.pad_token = tokenizer.eos_token
-        limit = min(tokenizer.model_max_length, MAX_LENGTH)
-        if args.max_length and args.max_length > tokenizer.model_max_length:
-            raise UserError(
-                f"--max_length is {args.max_length}, but {source} reads at most {tokenizer.model_max_length} tokens."
-            )
-        tokenizer.model_max_length = args.max_length or limit
-        return tokenizer
+        return load_tokenizer(source, revision, args.max_length, default_length=MAX_LENGTH)
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         is_pair = "text_pair" in dataset.column_names
