@@ -20,7 +20,7 @@ from hftl.yaml_file import read_yaml
 
 # Of an adapter_config.json: who wrote it, and what it is opened for.
 NOT_COMPARED = {"peft_version", "auto_mapping", "inference_mode", "revision"}
-FLAGS = {"r": "--lora_r", "target_r": "--lora_r", "alpha": "--lora_alpha"}  # where a field has another name
+FLAGS = {"r": "--lora_r", "alpha": "--lora_alpha"}  # where a field has another name
 ADVICE = "Give the settings of the checkpoint, or leave --resume_from_checkpoint out to start again."
 
 
@@ -61,7 +61,7 @@ def check_adapter_of_checkpoint(args: Arguments, network: nn.Module) -> None:
     asked = _plain(network.peft_config["default"].to_dict())
     for config in (found, asked):  # a folder may have been moved
         config["base_model_name_or_path"] = Path(config.get("base_model_name_or_path") or "").name
-    names = (found.keys() & asked.keys()) - NOT_COMPARED - adapter.moving_settings
+    names = (found.keys() & asked.keys()) - NOT_COMPARED
     different = sorted(name for name in names if found[name] != asked[name])
     if "peft_type" in different:
         different = ["peft_type"]

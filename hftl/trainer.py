@@ -108,7 +108,7 @@ class Meter:
         self.num_tokens_padded = 0
         self.num_tokens: torch.Tensor | int = 0
         self.flops_per_unit = math.nan
-        self.head_flops = 0  # of fitting the head on frozen features, before training
+        self.start_flops = 0  # of what the head and the adapter start from, before training
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count one micro-batch."""
@@ -130,7 +130,7 @@ class Meter:
             "num_examples_seen": examples * num_processes,
             "num_tokens_seen": real * num_processes if self.num_tokens_padded else None,
             "padding_fraction": 1 - real / self.num_tokens_padded if self.num_tokens_padded else None,
-            "train_flops": int(flops) + self.head_flops if math.isfinite(flops) else None,
+            "train_flops": int(flops) + self.start_flops if math.isfinite(flops) else None,
         }
 
 

@@ -15,7 +15,7 @@ from hftl.run import run
 from tests import tiny
 from tests.networks import IMAGE_SIZE, build_network
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft's hint on GPT-2's layers
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # peft, of GPT-2
 
 
 def build_batches(name):
