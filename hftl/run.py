@@ -19,7 +19,7 @@ from hftl.examples import Examples, describe_source, load_examples, prepare_exam
 from hftl.head_start import initialize_head
 from hftl.metrics import greater_is_better
 from hftl.models.adapters import adapter_of
-from hftl.models.embeddings import check_tokens
+from hftl.models.embeddings import check_tokens, warn_of_still_rows
 from hftl.models.head import head_modules
 from hftl.models.load import load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
@@ -79,13 +79,14 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
     with ledger.bucket("startup"):
         coverage = mode.cover(loaded.network, args.model, heads, sample_inputs(args, rows["train"], collator))
         network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type, loaded.new_tokens)
+        warn_of_still_rows(network, loaded.new_tokens)
         with ledger.bucket("train"):
             adapter_flops = initialize_adapter(network, args, rows["train"], collator)
         check_adapter_of_checkpoint(args, network)
         folder = open_run_folder(args, network)
         collator = task.adapt_collator(collator, network)
         trainer = build_trainer(args, task, network, heads, examples, rows, collator, processor, ledger)
-        trainer.meter.head_flops = head.get("flops", 0) + adapter_flops
+        trainer.meter.start_flops = head.get("flops", 0) + adapter_flops
         record = start_record(args, examples, network, head, write_config(args, folder))
         record.model["coverage"] = coverage
         record.data |= described

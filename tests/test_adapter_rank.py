@@ -16,7 +16,7 @@ from tests.networks import build_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-# In the tiny BERT the narrowest layers are 16 x 16, which is 256 entries.
+# No layer of the tiny BERT is wider than 16 on both sides; the smallest are 16 x 16, which is 256 entries.
 LARGEST = dict.fromkeys(
     ("lora", "rslora", "dora", "pissa", "olora", "eva", "loha", "lokr", "hira", "miss"), 16
 )  # of two factors neither can be wider
@@ -37,8 +37,10 @@ WITHOUT_RANK = {
 
 
 def adapt(adapter, rank, name="bert", **settings):
-    network = build_network(name)
+    """Checked, as before a run, then wrapped."""
+    network = build_network(name, **({"num_key_value_heads": 1} if name == "llama" else {}))  # k, v half as wide
     args = ModelArguments(adapter=adapter, lora_r=rank, lora_alpha=4, num_virtual_tokens=3, **settings)
+    check_adapter(args, network.config, TASKS["image-classification" if name == "resnet" else "text-classification"]())
     return MODES["peft"].adapt(network, args, head_modules(network, []), None if name == "resnet" else "SEQ_CLS")
 
 
@@ -55,7 +57,7 @@ def test_of_every_method_it_is_known_whether_it_reads_the_rank():
 @pytest.mark.parametrize("adapter", LARGEST)
 def test_the_largest_rank_trains_and_the_next_one_is_refused(adapter):
     train_steps(adapt(adapter, LARGEST[adapter]), build_batch("bert"))
-    message = f"smallest adapted layer, bert.encoder.*, has 16 inputs and 16 outputs, and with --adapter {adapter} .*"
+    message = f"est adapted layer, bert.encoder.*, has 16 inputs and 16 outputs, and with --adapter {adapter} .*"
     with pytest.raises(UserError, match=f"{message}Give --lora_r {LARGEST[adapter]} or less"):
         adapt(adapter, LARGEST[adapter] + 1)
 
@@ -64,6 +66,7 @@ def test_the_largest_rank_trains_and_the_next_one_is_refused(adapter):
 def test_a_method_without_a_rank_is_the_same_with_any(adapter, caplog):
     torch.manual_seed(0)
     assert count_trained(adapt(adapter, 4)) == count_trained(adapt(adapter, 5000))
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "hftl"):
         check_adapter(ModelArguments(adapter=adapter), build_network("bert").config, TASKS["text-classification"]())
         assert not caplog.records
@@ -72,12 +75,16 @@ def test_a_method_without_a_rank_is_the_same_with_any(adapter, caplog):
     assert f"--lora_r 5000 has no effect: --adapter {adapter} does not read it" in caplog.text
 
 
-def test_the_narrow_layers_can_be_left_out():
-    network = build_network("llama", num_key_value_heads=1)  # keys and values are half as wide
-    heads, args = head_modules(network, []), ModelArguments(lora_r=9)
-    with pytest.raises(UserError, match="k_proj, has 16 inputs and 8 outputs.*Give --lora_r 8 or less, or leave such"):
-        MODES["peft"].adapt(network, args, heads, "SEQ_CLS")
-    assert MODES["peft"].adapt(network, ModelArguments(lora_r=9, target_modules=["q_proj"]), heads, "SEQ_CLS")
+@pytest.mark.parametrize("adapter", sorted(LARGEST.keys() - {"miss", "shira"}))
+def test_a_rank_above_some_narrow_layers_is_of_use_in_the_others(adapter):
+    train_steps(adapt(adapter, 9, "llama"), build_batch("llama"))
+
+
+@pytest.mark.parametrize(("adapter", "limit"), [("miss", 8), ("shira", 5)])
+def test_what_cannot_exceed_any_layer_is_refused_at_the_smallest(adapter, limit):
+    with pytest.raises(UserError, match=f"k_proj, has 16 inputs and 8 outputs.*Give --lora_r {limit} or less"):
+        adapt(adapter, 9, "llama")
+    assert adapt(adapter, 8, "llama", target_modules=["q_proj"])
 
 
 def test_a_convolution_reads_its_whole_window():

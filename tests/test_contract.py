@@ -83,7 +83,7 @@ def files(tmp_path_factory) -> dict[str, list[str]]:
             *pair("pair-"), "--text_columns", "a", "b", "--label_column", "score", "--problem_type", "regression",
         ],
         "image-vit": [*image, "--dataset", f"{folder}/photos"],
-        "image-convnet": [*image, "--dataset", f"{folder}/photos", "--lora_r", "8"],  # its layers have 8 channels
+        "image-convnet": [*image, "--dataset", f"{folder}/photos"],
         "image-multi-label": [*image, *pair("photos-")],
     }  # fmt: skip
 

@@ -5,6 +5,7 @@ A method is one entry of `ADAPTERS`. Its rate and its limits are measured in doc
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,24 +39,6 @@ NO_PREFIX = NO_PROMPT | dict.fromkeys(
 NO_OFT = dict.fromkeys(("convnext", "convnextv2"), "its linear layers read images, which peft's OFT does not expect")
 
 
-# Inputs and outputs of a layer -> the largest `--lora_r` that says something there.
-
-
-def _narrow_side(inputs: int, outputs: int) -> int:
-    """Of two factors: a matrix has no higher rank."""
-    return min(inputs, outputs)
-
-
-def _two_thirds(inputs: int, outputs: int) -> int:
-    """AdaLoRA starts with half as many again, `r + r // 2`."""
-    return (2 * min(inputs, outputs) + 1) // 3
-
-
-def _entries(inputs: int, outputs: int) -> int:
-    """SHiRA changes `r * (inputs + outputs)` entries of the matrix."""
-    return inputs * outputs // (inputs + outputs)
-
-
 @dataclass(frozen=True)
 class Request:
     """What a method builds its peft configuration from.
@@ -65,7 +48,6 @@ class Request:
         network: not yet wrapped.
         targets: full names of the modules to adapt; none for prompts.
         heads: modules that are trained whole and saved with the adapter.
-        new_rows: module -> rows of it that are trained and saved with the adapter.
         task_type: of peft, or None for images.
     """
 
@@ -74,12 +56,10 @@ class Request:
     targets: list[str]
     heads: list[str]
     task_type: str | None
-    new_rows: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def common(self) -> dict[str, Any]:
         """What every configuration has."""
         placed = {"target_modules": self.targets} if self.targets else {}
-        placed |= {"trainable_token_indices": self.new_rows} if self.new_rows else {}
         return {**placed, "modules_to_save": list(self.heads), "task_type": self.task_type}
 
 
@@ -98,9 +78,9 @@ class Adapter:
         is_mergeable: whether it can be folded into the weights, so that prediction costs nothing more.
         rewrites_base: it starts by taking its part out of the frozen weights; loading does the same again.
         on_quantized: whether it can sit on layers in 8 or 4 bits.
-        trains_rows: whether its peft configuration can name rows of an embedding to train.
-        largest_rank: inputs and outputs of a layer -> the largest `--lora_r`; None: it does not read that flag.
-        moving_settings: fields of its peft configuration that training changes.
+        largest_rank: inputs and outputs of a layer -> the largest `--lora_r` that says something there, such as `min`
+            for two factors; None: it does not read that flag.
+        is_rank_strict: whether no layer may get a larger one; else it is of no use there, and does no harm.
         is_resumable: whether training can go on from what peft saves of it.
         callback: wrapped network -> what has to happen between the steps of training.
         initialize: set the start of the wrapped network from model inputs of training rows.
@@ -116,9 +96,8 @@ class Adapter:
     is_mergeable: bool = True
     rewrites_base: bool = False
     on_quantized: bool = False
-    trains_rows: bool = False
     largest_rank: Callable[[int, int], int] | None = None
-    moving_settings: frozenset[str] = frozenset()
+    is_rank_strict: bool = False
     is_resumable: bool = True
     callback: Callable[[nn.Module], TrainerCallback] | None = None
     initialize: Callable[[nn.Module, Batches], None] | None = None
@@ -286,31 +265,13 @@ def _common_divisor(request: Request, largest: int) -> int:
 
 ADAPTERS: dict[str, Adapter] = {
     "lora": Adapter(
-        "LoRA",
-        _lora,
-        ALL_LAYERS,
-        "Hu et al. 2022; all layers: Schulman 2025",
-        on_quantized=True,
-        trains_rows=True,
-        largest_rank=_narrow_side,
+        "LoRA", _lora, ALL_LAYERS, "Hu et al. 2022; all layers: Schulman 2025", on_quantized=True, largest_rank=min
     ),
     "rslora": Adapter(
-        "rsLoRA",
-        _lora_variant(use_rslora=True),
-        ALL_LAYERS,
-        "Kalajdzievski 2023",
-        on_quantized=True,
-        trains_rows=True,
-        largest_rank=_narrow_side,
+        "rsLoRA", _lora_variant(use_rslora=True), ALL_LAYERS, "Kalajdzievski 2023", on_quantized=True, largest_rank=min
     ),
     "dora": Adapter(
-        "DoRA",
-        _lora_variant(use_dora=True),
-        ALL_LAYERS,
-        "Liu et al. 2024",
-        on_quantized=True,
-        trains_rows=True,
-        largest_rank=_narrow_side,
+        "DoRA", _lora_variant(use_dora=True), ALL_LAYERS, "Liu et al. 2024", on_quantized=True, largest_rank=min
     ),
     "pissa": Adapter(
         "PiSSA",
@@ -318,8 +279,7 @@ ADAPTERS: dict[str, Adapter] = {
         frozenset({LINEAR, CONV1D}),
         "Meng et al. 2024",
         rewrites_base=True,
-        trains_rows=True,
-        largest_rank=_narrow_side,
+        largest_rank=min,
     ),
     "olora": Adapter(
         "OLoRA",
@@ -327,8 +287,7 @@ ADAPTERS: dict[str, Adapter] = {
         frozenset({LINEAR}),
         "Buyukakyuz 2024",
         rewrites_base=True,
-        trains_rows=True,
-        largest_rank=_narrow_side,
+        largest_rank=min,
     ),
     "eva": Adapter(
         "EVA",
@@ -337,8 +296,7 @@ ADAPTERS: dict[str, Adapter] = {
         "Paischer et al. 2024",
         on_quantized=True,
         initialize=initialize_eva,
-        trains_rows=True,
-        largest_rank=_narrow_side,
+        largest_rank=min,
     ),
     "adalora": Adapter(
         "AdaLoRA",
@@ -346,22 +304,20 @@ ADAPTERS: dict[str, Adapter] = {
         frozenset({LINEAR, CONV1D}),
         "Zhang et al. 2023",
         # peft 0.21 saves the factors without the ranks taken away, and cannot load them into a network in training.
-        moving_settings=frozenset({"rank_pattern", "total_step", "tinit", "tfinal", "deltaT"}),
         is_resumable=False,
         callback=AllocateRanks,
         on_quantized=True,
-        trains_rows=True,
-        largest_rank=_two_thirds,
+        largest_rank=lambda inputs, outputs: (2 * min(inputs, outputs) + 1) // 3,  # starts with `r + r // 2`
     ),
     "ia3": Adapter("(IA)3", _ia3, ALL_LAYERS, "Liu et al. 2022, 3e-3", learning_rate=3e-3, on_quantized=True),
     "vera": Adapter(
         "VeRA", _vera, frozenset({LINEAR, CONV1D}), "Kopiczko et al. 2024, 4e-3 to 1e-2", learning_rate=4e-3
     ),
     "loha": Adapter(
-        "LoHa", _loha, frozenset({LINEAR, CONV2D}), "Hyeon-Woo et al. 2022; Yeh et al. 2024", largest_rank=_narrow_side
+        "LoHa", _loha, frozenset({LINEAR, CONV2D}), "Hyeon-Woo et al. 2022; Yeh et al. 2024", largest_rank=min
     ),
     "lokr": Adapter(
-        "LoKr", _lokr, frozenset({LINEAR, CONV2D}), "Edalati et al. 2022; Yeh et al. 2024", largest_rank=_narrow_side
+        "LoKr", _lokr, frozenset({LINEAR, CONV2D}), "Edalati et al. 2022; Yeh et al. 2024", largest_rank=min
     ),
     "oft": Adapter("OFT", _oft, frozenset({LINEAR}), "Qiu et al. 2023", refused=NO_OFT),
     "boft": Adapter("BOFT", _boft, frozenset({LINEAR}), "Liu et al. 2024"),
@@ -374,9 +330,16 @@ ADAPTERS: dict[str, Adapter] = {
         head_learning_rate=2e-3,
     ),
     "hra": Adapter("HRA", _hra, frozenset({LINEAR}), "Yuan et al. 2024"),
-    "hira": Adapter("HiRA", _hira, ALL_LAYERS, "Huang et al. 2025", on_quantized=True, largest_rank=_narrow_side),
-    "miss": Adapter("MiSS", _miss, frozenset({LINEAR}), "Kang and Yin 2025", largest_rank=_narrow_side),
-    "shira": Adapter("SHiRA", _shira, frozenset({LINEAR}), "Bhardwaj et al. 2024", largest_rank=_entries),
+    "hira": Adapter("HiRA", _hira, ALL_LAYERS, "Huang et al. 2025", on_quantized=True, largest_rank=min),
+    "miss": Adapter("MiSS", _miss, frozenset({LINEAR}), "Kang and Yin 2025", largest_rank=min, is_rank_strict=True),
+    "shira": Adapter(
+        "SHiRA",
+        _shira,
+        frozenset({LINEAR}),
+        "Bhardwaj et al. 2024",
+        largest_rank=lambda inputs, outputs: inputs * outputs // (inputs + outputs),  # `r * (in + out)` change
+        is_rank_strict=True,
+    ),
     "ln-tuning": Adapter("LN tuning", _ln_tuning, frozenset({NORM}), "Zhao et al. 2024", on_quantized=True),
     "bitfit": Adapter(
         "BitFit",
@@ -458,30 +421,22 @@ def check_adapter(args: Any, config: Any, task: Any) -> None:
     if adapter.largest_rank is None and args.lora_r != type(args).lora_r:
         logger.warning("--lora_r %d has no effect: --adapter %s does not read it.", args.lora_r, args.adapter)
     network = build_empty(task, config)
-    check_rank(network, args, find_targets(network, args, head_modules(network, [], has_new_head=task.has_new_head)))
+    targets = find_targets(network, args, head_modules(network, [], has_new_head=task.has_new_head))
+    if adapter.largest_rank is not None:
+        _check_rank(adapter, args, {name: shape_of(network.get_submodule(name)) for name in targets})
 
 
-def check_rank(network: nn.Module, args: Any, targets: list[str]) -> None:
-    """Refuse a rank that a layer cannot have: peft would make larger matrices that say no more, or cut them silently.
-
-    Args:
-        network: not yet wrapped; its weights are not read.
-        args: the `ModelArguments`.
-        targets: full names of the modules to adapt.
-    """
-    largest_rank = find_adapter(args.adapter).largest_rank
-    if largest_rank is None or not targets:
-        return
+def _check_rank(adapter: Adapter, args: Any, shapes: dict[str, tuple[int, int]]) -> None:
+    """Refuse a rank that is of no use: peft would make larger matrices that say no more, or cut them silently."""
     rank = (args.adapter_config or {}).get("r", args.lora_r)
-    shapes = {name: shape_of(network.get_submodule(name)) for name in targets}
-    smallest = min(shapes, key=lambda name: largest_rank(*shapes[name]))
-    limit = largest_rank(*shapes[smallest])
-    if isinstance(rank, int) and rank > limit:
-        inputs, outputs = shapes[smallest]
+    limits = {name: adapter.largest_rank(*shape) for name, shape in shapes.items()}
+    name = (min if adapter.is_rank_strict else max)(limits, key=limits.get)
+    if isinstance(rank, int) and rank > limits[name]:
+        size, (inputs, outputs) = "smallest" if adapter.is_rank_strict else "largest", shapes[name]
         raise UserError(
-            f"The rank is {rank} (--lora_r), but the smallest adapted layer, {smallest}, has {inputs} inputs and "
-            f"{outputs} outputs, and with --adapter {args.adapter} a rank above {limit} says nothing more there. "
-            f"Give --lora_r {limit} or less, or leave such layers out with --target_modules."
+            f"The rank is {rank} (--lora_r), but the {size} adapted layer, {name}, has {inputs} inputs and {outputs} "
+            f"outputs, and with --adapter {args.adapter} a rank above {limits[name]} says nothing more there. "
+            f"Give --lora_r {limits[name]} or less."
         )
 
 
@@ -515,10 +470,13 @@ def build_adapter(
     if adapter.build is None:
         train_biases(network, targets, heads)
         return network
-    check_rank(network, args, targets)
-    new_rows = find_trainable_rows(network, new_tokens) if adapter.trains_rows else {}
-    config = adapter.build(Request(args, network, targets, heads, task_type, new_rows))
-    adapted = get_peft_model(network, _with_changes(config, args))
+    config = _with_changes(adapter.build(Request(args, network, targets, heads, task_type)), args)
+    new_rows = find_trainable_rows(network, new_tokens)
+    if new_rows and hasattr(config, "trainable_token_indices"):  # LoRA and what derives from it
+        config.trainable_token_indices = new_rows
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="lora with eva initialization")  # a hint for peft's own start
+        adapted = get_peft_model(network, config)
     if new_tokens:
         keep_rows_when_saved(adapted)
     _train_in_float32(adapted)

@@ -76,22 +76,13 @@ def keep_rows_when_saved(adapted: Any) -> None:
     adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=not is_apart)
 
 
-def warn_of_still_rows(network: Any, new_tokens: Sequence[int], advice: str) -> None:
-    """Say so when nothing trains the new rows.
-
-    Args:
-        network: frozen or wrapped as it will be trained.
-        new_tokens: numbers of the tokens without a row in the checkpoint.
-        advice: what would train them.
-    """
-    if not new_tokens:
-        return
-    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    weight = network.get_input_embeddings().weight
-    if weight.requires_grad or any("trainable_tokens_delta" in name for name in trained):
-        return
-    logger.warning(
-        "The %d tokens that the tokenizer adds are not trained here: they all read as the mean of the others. %s",
-        len(new_tokens),
-        advice,
-    )
+def warn_of_still_rows(network: Any, new_tokens: Sequence[int]) -> None:
+    """Say so when nothing trains the new rows of a network that is frozen or wrapped as it will be trained."""
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    is_trained = any("trainable_tokens_delta" in name for name in trained)
+    if new_tokens and not (is_trained or network.get_input_embeddings().weight.requires_grad):
+        logger.warning(
+            "The %d tokens that the tokenizer adds are not trained here: they all read as the mean of the others. "
+            "--mode full without --freeze_layers trains them, and so does --adapter lora, except in T5.",
+            len(new_tokens),
+        )

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from hftl.errors import UserError, unknown_name
-from hftl.models.adapters import ADAPTERS, build_adapter, check_adapter, cover_adapter, find_adapter
-from hftl.models.embeddings import warn_of_still_rows
+from hftl.models.adapters import build_adapter, check_adapter, cover_adapter, find_adapter
 from hftl.models.load import LoadedModel, body_prefix, build_random, load_pretrained
 from hftl.models.quantization import count_elements
 from hftl.models.targets import is_convolutional
@@ -82,21 +81,15 @@ class Schedule:
         return max(floor, -(-n * passes // self.batch_size))
 
 
-def _keep(
-    network: nn.Module, args: Any, heads: list[str], task_type: str | None, new_tokens: Sequence[int] = ()
-) -> nn.Module:
+def _keep(network: nn.Module, args: Any, heads: list[str], *_: Any) -> nn.Module:
     if args.freeze_layers:
         freeze_lower_layers(network, args.freeze_layers, heads)
         keep_batch_statistics(network)
-        warn_of_still_rows(network, new_tokens, "Leave --freeze_layers out to train them.")
     return network
 
 
-def _freeze(
-    network: nn.Module, args: Any, heads: list[str], task_type: str | None, new_tokens: Sequence[int] = ()
-) -> nn.Module:
+def _freeze(network: nn.Module, args: Any, heads: list[str], *_: Any) -> nn.Module:
     freeze_body(network, heads)
-    warn_of_still_rows(network, new_tokens, "Modes full and peft train them.")
     return network
 
 
@@ -105,8 +98,6 @@ def _add_adapter(
 ) -> nn.Module:
     adapted = build_adapter(network, args, heads, task_type, new_tokens)
     keep_batch_statistics(adapted)
-    able = [name for name, adapter in ADAPTERS.items() if adapter.trains_rows]
-    warn_of_still_rows(adapted, new_tokens, f"What trains them, except in T5: {', '.join(able)}.")
     return adapted
 
 
