@@ -63,10 +63,10 @@ def check_adapter_of_checkpoint(args: Arguments, network: nn.Module) -> None:
         config["base_model_name_or_path"] = Path(config.get("base_model_name_or_path") or "").name
     names = (found.keys() & asked.keys()) - NOT_COMPARED
     different = sorted(name for name in names if found[name] != asked[name])
-    if "peft_type" in different:
-        different = ["peft_type"]
     if different:
-        lines = "; ".join(_describe(name, found[name], asked[name]) for name in different)
+        named = [name for name in different if not isinstance(asked[name], dict)] or different  # ranks follow
+        named = ["peft_type"] if "peft_type" in named else named
+        lines = "; ".join(_describe(name, found[name], asked[name]) for name in named)
         raise UserError(f"The adapter in {checkpoint} is another one than this run has. {lines}. {ADVICE}")
 
 

@@ -93,6 +93,11 @@ def test_other_settings_of_the_adapter_are_refused_with_both_values(refused, che
     assert ADVICE in found
 
 
+def test_the_ranks_of_eva_are_not_told_where_a_flag_is(refused, checkpoints):
+    found = refused(checkpoints("peft", "--adapter", "eva"), "peft", "--adapter", "eva", "--lora_r", "8")
+    assert f"than this run has. r (--lora_r): 4 in the checkpoint, 8 here. {ADVICE}" in found
+
+
 def test_another_base_is_refused_and_a_moved_one_is_not(refused, checkpoints, train, files, tmp_path):
     checkpoint = Path(shutil.copytree(checkpoints("peft"), tmp_path / "checkpoint-2"))
     file = checkpoint / "adapter_config.json"
