@@ -432,11 +432,11 @@ def _check_rank(adapter: Adapter, args: Any, shapes: dict[str, tuple[int, int]])
     limits = {name: adapter.largest_rank(*shape) for name, shape in shapes.items()}
     name = (min if adapter.is_rank_strict else max)(limits, key=limits.get)
     if isinstance(rank, int) and rank > limits[name]:
-        size, (inputs, outputs) = "smallest" if adapter.is_rank_strict else "largest", shapes[name]
+        inputs, outputs = shapes[name]
         raise UserError(
-            f"The rank is {rank} (--lora_r), but the {size} adapted layer, {name}, has {inputs} inputs and {outputs} "
-            f"outputs, and with --adapter {args.adapter} a rank above {limits[name]} says nothing more there. "
-            f"Give --lora_r {limits[name]} or less."
+            f"The rank is {rank} (--lora_r), but {'' if adapter.is_rank_strict else 'even '}{name} has {inputs} "
+            f"inputs and {outputs} outputs, and with --adapter {args.adapter} a rank above {limits[name]} says "
+            f"nothing more there. Give --lora_r {limits[name]} or less."
         )
 
 
