@@ -193,7 +193,7 @@ def test_without_a_test_set_nothing_is_compared(tmp_path, data):
 
 def test_the_shipped_experiments_can_be_planned():
     files = sorted((ROOT / "recipes" / "configs").glob("compare-*.yaml"))
-    assert len(files) == 8
+    assert len(files) == 10
     for file in files:
         experiment, facts = inspect_data(read_experiment(file))
         assert len(list_cells(experiment, facts.modality)) >= 6 * len(experiment.seeds), file
