@@ -289,7 +289,7 @@ def measure_vit(scale: str, folder: Path, repeats: int) -> Iterator[tuple[str, C
     for _ in range(repeats):
         yield "ours", lambda: finish(time_ours(words, settings, folder))
         yield "stock, 8 workers", lambda: stock(8 if scale == "gpu" else 1, settings["steps"], settings["warm_up"])
-        yield "stock, no worker", lambda: stock(0, settings["warm_up"] // 2, 2 if scale == "gpu" else 0)
+        yield "stock, no worker", lambda: stock(0, *((10, 2) if scale == "gpu" else (2, 1)))
     yield "data-free", lambda: finish(time_data_free(load(), batch, settings))
 
 
