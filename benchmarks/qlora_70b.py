@@ -92,15 +92,25 @@ def count_held_bytes(trainee: Trainee) -> dict[str, int]:
     return held
 
 
-def measure_steps(trainee: Trainee, shape: Shape, mode: str, length: int, num_steps: int) -> dict[str, Any]:
-    """Losses, speed and memory of steps on one batch; the first is a warm-up for the clock, not for the memory."""
+def measure_steps(
+    trainee: Trainee,
+    shape: Shape,
+    mode: str,
+    length: int,
+    num_steps: int,
+    step: Callable[[Trainee, torch.Tensor], float] | None = None,
+) -> dict[str, Any]:
+    """Losses, speed and memory of steps on one batch; the first is a warm-up for the clock, not for the memory.
+
+    `step` is another one than `train_step`.
+    """
     from hftl.cost.memory import PeakMemory
 
     input_ids, losses, seconds = draw_batch(trainee, length), [], []
     with PeakMemory() as memory:
         for _ in range(num_steps):
             start = time.perf_counter()
-            losses.append(train_step(trainee, input_ids))
+            losses.append((step or train_step)(trainee, input_ids))
             seconds.append(time.perf_counter() - start)
     is_cuda = trainee.device.type == "cuda"
     rate = length / statistics.median(seconds[1:])
