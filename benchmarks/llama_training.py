@@ -6,6 +6,7 @@ layer of the body, Trainer's optimizer for an `--optim` flag; around them what T
 loss over chunks of the sequence. transformers, peft and hftl are imported where they are used, not for `--plan`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,8 +136,8 @@ class Trainee:
         return all(self.optimizer.state.get(parameter) for parameter in self.trained())
 
 
-def build_trainee(shape: Shape, case: Case, device: torch.device) -> Trainee:
-    """The network of a case, adapted by hftl, ready to train with checkpoints."""
+def build_trainee(shape: Shape, case: Case, device: torch.device, *, checkpointing: bool = True) -> Trainee:
+    """The network of a case, adapted by hftl, ready to train, with checkpoints or without."""
     from transformers import Trainer, TrainingArguments
 
     from hftl.config import ModelArguments
@@ -149,7 +150,8 @@ def build_trainee(shape: Shape, case: Case, device: torch.device) -> Trainee:
         args = ModelArguments(mode="peft", quantization="nf4" if case.mode == "qlora" else "none")
         build_adapter(network, args, [], "CAUSAL_LM")
     network.train()
-    network.gradient_checkpointing_enable({"use_reentrant": False})
+    if checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
     rate = shape.learning_rate / (10 if case.mode == "full" else 1)
     settings = TrainingArguments(output_dir="unused", optim=case.optim, learning_rate=rate, report_to="none")
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(settings)
@@ -157,10 +159,19 @@ def build_trainee(shape: Shape, case: Case, device: torch.device) -> Trainee:
     return Trainee(network, optimizer_class(trained, **options), device, shape.vocab)
 
 
-def train_step(trainee: Trainee, input_ids: torch.Tensor) -> float:
+def compute_stock_loss(network: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """The same by the network itself, with the float32 logits of all tokens at a time."""
+    return network(input_ids=input_ids, labels=input_ids, use_cache=False).loss
+
+
+def train_step(
+    trainee: Trainee,
+    input_ids: torch.Tensor,
+    loss_function: Callable[[Any, torch.Tensor], torch.Tensor] = compute_loss,
+) -> float:
     """One step as Trainer takes it with `--bf16`; returns the loss before it, when the device is done."""
     with torch.autocast(trainee.device.type, dtype=torch.bfloat16):
-        loss = compute_loss(trainee.network, input_ids)
+        loss = loss_function(trainee.network, input_ids)
     loss.backward()
     nn.utils.clip_grad_norm_(trainee.trained(), 1.0)
     trainee.optimizer.step()

@@ -164,25 +164,36 @@ def plan_memory(shape: Shape, case: Case, length: int) -> dict[str, int]:
     return parts | {"total": sum(parts.values())}
 
 
-def find_longest(fits: Callable[[int], bool | None], low: int, high: int | None = None) -> tuple[int, int | None]:
-    """Double, then bisect, to a multiple of 256.
+def find_longest(
+    fits: Callable[[int], bool | None], low: int, high: int | None = None, guess: int = 0
+) -> tuple[int, int | None]:
+    """Try the guess, go on by quarters of what fits, then bisect; lengths are multiples of 256.
 
     Args:
         fits: length -> whether it fits; None stops the search where it is.
         low: fits.
         high: does not fit; None: not known yet.
+        guess: what is tried first, if it lies above `low`.
 
     Returns:
         The longest that fitted (0: none) and the shortest that did not (None: all did, up to `MAX_LENGTH`).
     """
     low, high = low // STEP * STEP, high and -(-high // STEP) * STEP
-    while high is None or high - low > STEP:
-        length = max(2 * low, STEP) if high is None else (low + high) // 2 // STEP * STEP
-        answer = fits(length) if length <= MAX_LENGTH else None
+    length = guess // STEP * STEP
+    while low < MAX_LENGTH and (high is None or high - low > STEP):
+        if not low < length < (high or math.inf):
+            length = (low + high) // 2 if high else min(low + max(low // 4, STEP), MAX_LENGTH)
+            length = length // STEP * STEP
+        answer = fits(length)
         if answer is None:
             break
         low, high = (length, high) if answer else (low, length)
     return low, high
+
+
+def plan_longest(shape: Shape, case: Case) -> int:
+    """Tokens of the longest sequence whose plan stays under the cap; 0 if none does."""
+    return find_longest(lambda length: plan_memory(shape, case, length)["total"] <= MEMORY_CAP_BYTES, 0)[0]
 
 
 def describe_plan(shapes: dict[str, Shape], length: int) -> str:
@@ -197,10 +208,9 @@ def describe_plan(shapes: dict[str, Shape], length: int) -> str:
         shape = shapes[name]
         parts = plan_memory(shape, case, length)
         digits = 2 if parts["total"] > 1e8 else 6
-        longest, _ = find_longest(lambda n, s=shape, c=case: plan_memory(s, c, n)["total"] <= MEMORY_CAP_BYTES, 0)
         cells = [f"{value / 1e9:.{digits}f}" for value in parts.values()]
         is_fitting = "yes" if parts["total"] <= MEMORY_CAP_BYTES else "no"
-        lines.append(f"| {name} | {' | '.join(cells)} | {is_fitting} | {longest:,} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {is_fitting} | {plan_longest(shape, case):,} |")
     return "\n".join(lines)
 
 

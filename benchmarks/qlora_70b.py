@@ -43,6 +43,7 @@ from memory_plan import (
     describe_plan,
     estimate_seconds,
     find_longest,
+    plan_longest,
     plan_memory,
 )
 
@@ -91,15 +92,25 @@ def count_held_bytes(trainee: Trainee) -> dict[str, int]:
     return held
 
 
-def measure_steps(trainee: Trainee, shape: Shape, mode: str, length: int, num_steps: int) -> dict[str, Any]:
-    """Losses, speed and memory of steps on one batch; the first is a warm-up for the clock, not for the memory."""
+def measure_steps(
+    trainee: Trainee,
+    shape: Shape,
+    mode: str,
+    length: int,
+    num_steps: int,
+    step: Callable[[Trainee, torch.Tensor], float] | None = None,
+) -> dict[str, Any]:
+    """Losses, speed and memory of steps on one batch; the first is a warm-up for the clock, not for the memory.
+
+    `step` is another one than `train_step`.
+    """
     from hftl.cost.memory import PeakMemory
 
     input_ids, losses, seconds = draw_batch(trainee, length), [], []
     with PeakMemory() as memory:
         for _ in range(num_steps):
             start = time.perf_counter()
-            losses.append(train_step(trainee, input_ids))
+            losses.append((step or train_step)(trainee, input_ids))
             seconds.append(time.perf_counter() - start)
     is_cuda = trainee.device.type == "cuda"
     rate = length / statistics.median(seconds[1:])
@@ -143,14 +154,15 @@ def parse_bytes_asked(message: str) -> int | None:
     return round(float(found[1]) * UNITS[found[2]]) if found else None
 
 
-def search_sequence(trainee: Trainee, low: int, high: int | None, deadline: float) -> dict[str, Any]:
-    """The longest sequence of which one step fits, by doubling and bisection, or how far it got by `deadline`.
+def search_sequence(trainee: Trainee, low: int, high: int | None, deadline: float, guess: int = 0) -> dict[str, Any]:
+    """The longest sequence of which one step fits, or how far the search got by `deadline`.
 
     Args:
         trainee: as the steps before left it.
         low: fits.
         high: does not fit, or None.
         deadline: of `time.monotonic`; no step is begun that is likely to end after it.
+        guess: tried first.
     """
     trials: list[dict[str, Any]] = []
 
@@ -162,7 +174,7 @@ def search_sequence(trainee: Trainee, low: int, high: int | None, deadline: floa
         trials.append({"length": length, "fits": is_fitting, "seconds": time.monotonic() - start})
         return is_fitting
 
-    longest, refused = find_longest(fits, low, high)
+    longest, refused = find_longest(fits, low, high, guess)
     is_exact = refused is not None and refused - longest <= STEP
     search = {"shortest_out_of_memory": refused, "is_exact": is_exact, "trials": trials}
     return {"max_sequence_length": longest, "search": search}
@@ -204,7 +216,7 @@ def run_case(
     if high is not None:
         trainee.optimizer.state.clear()  # perhaps only half of one was made
     with recorded(record):
-        record |= search_sequence(trainee, low, high, deadline)
+        record |= search_sequence(trainee, low, high, deadline, plan_longest(shape, case))
     write(record)
 
 

@@ -187,8 +187,8 @@ class Arguments:
         return {k: v for k, v in sorted(settings.items()) if v is not None and k not in NOT_RECORDED}
 
 
-# A default share of one effective batch: another number of processes takes another share.
-PER_PROCESS = {"per_device_train_batch_size"}
+# Defaults that another number of processes, or another machine, has otherwise.
+PER_PROCESS = {"per_device_train_batch_size", "dataloader_num_workers", "dataloader_persistent_workers"}
 # Two ways to say how long: a flag replaces the other one of the file, which Trainer would obey silently.
 DURATION = {"max_steps", "num_train_epochs"}
 ARGUMENT_CLASSES = (DataArguments, ModelArguments, TrainingArguments)
@@ -236,12 +236,14 @@ def parse_args(
     typed = {flags.get(word.split("=")[0]) for word in words}
     preset = [word for name, value in (settings or {}).items() for word in (f"--{name}", value)]
     yaml_words = _yaml_words(Path(config), set(flags.values()), typed) if config else []
-    words = preset + _hardware_words() + yaml_words + words
+    words = preset + yaml_words + words
+    given = {flags[word.split("=")[0]] for word in words if word.split("=")[0] in flags}
     parser = _Parser(ARGUMENT_CLASSES, allow_abbrev=False, prog=_program_name())
     namespace, unknown = parser.parse_known_args(words)
     _refuse_unknown(unknown, flags)
-    given = {flags[word.split("=")[0]] for word in words if word.split("=")[0] in flags}
-    return _build_arguments(vars(namespace), given, mode)
+    values = vars(namespace)
+    values |= _hardware_settings(given, mode or values["mode"])
+    return _build_arguments(values, given, mode)
 
 
 def _build_arguments(values: dict[str, Any], given: set[str], mode: str | None) -> Arguments:
@@ -283,13 +285,21 @@ def _parse_json(name: str, value: Any) -> Any:
     return content
 
 
-def _hardware_words() -> list[str]:
-    """`--use_cpu` for several processes without an accelerator.
+def _hardware_settings(given: set[str], mode: str | None) -> dict[str, bool]:
+    """What follows from the machine. It counts as not given, so that `config.yaml` runs on another one.
 
-    Without the flag, accelerate 1.15 would let each process train by itself, all into the same folder.
+    `use_cpu` for several processes without an accelerator: accelerate 1.15 would let each train by itself, all into
+    the same folder. `bf16` on a GPU that computes in bfloat16: weights stay float32, products are made by autocast.
+    It is set here because `TrainingArguments` (transformers 5.17 to 5.23) reads it once, in `__post_init__`, into the
+    `mixed_precision` that Trainer hands to accelerate. Not for a probe, which is fitted in float32 on features whose
+    differences may be small beside their mean: of those, 8 bits of fraction keep little.
     """
-    is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return ["--use_cpu"] if is_distributed and not torch.accelerator.is_available() else []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        return {"use_cpu": True}
+    is_chosen = given & {"bf16", "fp16", "use_cpu"} or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+    if is_chosen or mode == "probe" or not torch.cuda.is_available():
+        return {}
+    return {"bf16": True} if torch.cuda.is_bf16_supported(including_emulation=False) else {}
 
 
 def _program_name() -> str:

@@ -1,5 +1,7 @@
 """One training run, from arguments to a folder that anyone can load. This is the page to read."""
 
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +25,7 @@ from hftl.models.embeddings import check_tokens, warn_of_still_rows
 from hftl.models.head import head_modules
 from hftl.models.load import load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
-from hftl.models.quantization import check_quantization
+from hftl.models.quantization import check_quantization, is_quantized
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
 from hftl.resume import check_adapter_of_checkpoint, check_checkpoint
 from hftl.run_folder import (
@@ -37,6 +39,9 @@ from hftl.run_folder import (
 from hftl.tasks import TASKS, build_task
 from hftl.tasks.base import Task, count_tokens
 from hftl.trainer import FineTuningTrainer
+
+LOADER_WORKERS = {"image": 8, "text": 2, "language": 2}  # on CUDA: an image is augmented, a text only padded
+SHARED_MEMORY_BYTES = 2**31  # 8 workers with two batches each of 128 images of 224 px are 1.2 GB
 
 
 @explained_resources()
@@ -69,6 +74,8 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
             described = task.describe_rows(rows, processor, args.data)
         loaded = mode.load(args.model, task, load_config(args.model, task, processor, examples.labels))
         check_tokens(loaded.network, count_tokens(processor))
+        if args.training.world_size == 1 and not is_quantized(loaded.network):  # quantized ones are there already
+            loaded.network.to(args.training.device)
         heads = head_modules(loaded.network, loaded.new_parameters, has_new_head=task.has_new_head)
         set_defaults(args, mode, loaded.network, task, len(rows["train"]))
         augmentation = mode.augmentation if args.data.augmentation == "auto" else args.data.augmentation
@@ -194,6 +201,7 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
             "ddp_find_unused_parameters": False,
             "save_strategy": "no",
             "disable_tqdm": not sys.stderr.isatty(),
+            **loader_defaults(training, task.modality),
         }
     )
     batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
@@ -203,6 +211,25 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
     if "num_train_epochs" in args.given:
         schedule.pop("max_steps", None)
     args.set_defaults(schedule)
+
+
+def loader_defaults(training: transformers.TrainingArguments, modality: str) -> dict[str, Any]:
+    """Processes that make the next batches while a GPU computes; none on a CPU, whose cores they would take.
+
+    They hand batches over in shared memory, of which a container may have next to none.
+    """
+    if training.device.type != "cuda":
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    has_room = not os.path.isdir("/dev/shm") or shutil.disk_usage("/dev/shm").free >= SHARED_MEMORY_BYTES
+    workers = max(0, min(LOADER_WORKERS[modality], share - 1)) if has_room else 0
+    return {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
+
+
+def describe_precision(training: transformers.TrainingArguments) -> str:
+    """What products are computed in while training; the trained weights are float32."""
+    return {"bf16": "bfloat16 autocast", "fp16": "float16 autocast"}.get(training.mixed_precision, "float32")
 
 
 def choose_head_rate(args: Arguments) -> float | None:
@@ -278,5 +305,5 @@ def start_record(
         data=examples.describe(describe_source(args.data)),
         config=config,
         config_hash=compute_config_hash(config),
-        environment=describe_environment(),
+        environment=describe_environment() | {"precision": describe_precision(args.training)},
     )

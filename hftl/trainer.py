@@ -160,7 +160,10 @@ class FineTuningTrainer(Trainer):
         self.meter = Meter()
         self.head_names = head_names
         self.head_learning_rate = head_learning_rate
-        smoothing = kwargs["args"].label_smoothing_factor
+        args = kwargs["args"]
+        if args.device.type == "cuda" and args.dataloader_pin_memory:  # the step before is not waited for
+            args.accelerator_config.non_blocking = True
+        smoothing = args.label_smoothing_factor
         loss = SummedLoss(partial(task.sum_loss, problem_type=problem_type, smoothing=smoothing))
         self.use_cache = getattr(kwargs["model"].config, "use_cache", None)  # which Trainer changes
         super().__init__(compute_loss_func=loss, preprocess_logits_for_metrics=task.reduce, **kwargs)
@@ -187,7 +190,8 @@ class FineTuningTrainer(Trainer):
             num_processes=args.world_size,
             drop_last=args.dataloader_drop_last,
         )
-        return self._loader(SeededRows(rows, seed), batch_sampler=batches)
+        keeps = args.dataloader_persistent_workers and args.dataloader_num_workers > 0
+        return self._loader(SeededRows(rows, seed), batch_sampler=batches, persistent_workers=keeps)
 
     def get_eval_dataloader(self, eval_dataset: datasets.Dataset | None = None) -> DataLoader:
         """Rows in the order given, whatever the training order is."""
@@ -205,7 +209,6 @@ class FineTuningTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             **batching,
         )

@@ -229,6 +229,12 @@ def _check_experiment(experiment: Experiment) -> None:
             raise UserError(f"{label} is {value}; give a number between {low} and {high}, neither included.")
     if experiment.trials < 0 or min(experiment.sizes) < 2 or min(experiment.seeds) < 1:
         raise UserError("Sizes are 2 or more, seeds 1 or more (chain 0 is kept for tuning), trials 0 or more.")
+    silent = [arm.name for arm in experiment.arms if arm.is_trained and not arm.ranges]
+    if experiment.trials and silent:
+        raise UserError(
+            f"trials is {experiment.trials}, but ranges says nothing about {', '.join(silent)}. Every trained arm is "
+            f"tuned or none: add `ranges: {{{silent[0]}: {{learning_rate: [1e-5, 1e-3]}}}}`, or set trials to 0."
+        )
     alpha_at_look(experiment.alpha, experiment.looks, len(experiment.seeds))
 
 

@@ -158,4 +158,4 @@ def describe_status(campaign: Campaign) -> Iterable[str]:
 def describe_data(facts: DataFacts) -> str:
     """One line about what the ladder draws from."""
     rows = ", ".join(f"{split} {count:,}" for split, count in facts.num_rows.items())
-    return f"{len(facts.label_names)} classes; rows: {rows}"
+    return f"{len(facts.label_names)} classes; rows: {rows}" if facts.label_names else f"rows: {rows}"

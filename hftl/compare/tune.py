@@ -33,19 +33,11 @@ def tune(campaign: Campaign, modality: str) -> tuple[dict[tuple[str, int], dict[
     Returns:
         (arm, size) -> settings for every size of the ladder, and what was tried, for the report: arm -> size ->
         trials, ranges, best values, whether one lies at the edge of its range, scores of all trials.
-
-    Raises:
-        UserError: trials are asked for and a trained arm declares no range.
     """
     experiment = campaign.experiment
     if not experiment.trials:
         return {}, {}
     arms = [arm for arm in experiment.arms if arm.is_trained]
-    if silent := [arm.name for arm in arms if not arm.ranges]:
-        raise UserError(
-            f"trials is {experiment.trials}, but ranges says nothing about {', '.join(silent)}. Every trained arm is "
-            f"tuned or none: add `ranges: {{{silent[0]}: {{learning_rate: [1e-5, 1e-3]}}}}`, or set trials to 0."
-        )
     cells = {(arm.name, size): _ask(campaign, arm, size, modality) for arm in arms for size in experiment.tuning_sizes}
     campaign.run([cell for trials in cells.values() for cell in trials], "Tuning")
     found: dict[str, Any] = {arm.name: {} for arm in arms}

@@ -16,6 +16,7 @@ from hftl.errors import UserError
 
 BASELINES = ("tfidf", "probe")  # cheap arms that may win, and must be named where they are not beaten
 FLOORS = ("majority", "prior")  # arms that look at no input: they never win
+MAX_SENTENCES = 6  # pairs of arms that are named one by one where nothing separates them
 MIN_SEEDS = 3  # with two, the seed spread has one degree of freedom: an interval 6.5 times as wide
 
 Pair = dict[str, Any]
@@ -411,8 +412,12 @@ def _explain(
         ruled_out = f"; ruled out: {_join(out)}" if out else ""
         lines.append(f"{where} nothing separates {_join([names[arm] for arm in judged.unbeaten])}{ruled_out}.")
         here = [_find_pair(pairs, a, b, judged.size) for a in judged.unbeaten for b in judged.unbeaten if a < b]
-        lines += [pair["sentence"] for pair in here if pair]
-        missing = len(here) - sum(pair is not None for pair in here)
+        known = [pair for pair in here if pair]
+        claimed = [pair for pair in known if pair["is_primary"]] if len(known) > MAX_SENTENCES else known
+        lines += [pair["sentence"] for pair in claimed]
+        if claimed != known:
+            lines.append(f"{where} {len(known) - len(claimed)} more comparisons are in the table of pairs.")
+        missing = len(here) - len(known)
         return lines + [f"{where} {missing} of these comparisons have no seeds in common."] * bool(missing)
     ties = [arm for arm in judged.unbeaten if arm != judged.winner]
     if ties:
@@ -433,8 +438,13 @@ def _say_cost(arm: str, rivals: Sequence[str], summary: Sequence[Mapping[str, An
     """`12.3 s and 0.02 USD`, means over seeds and the sizes that all rivals finished; empty where not known."""
     money, seconds = _mean_cost(arm, rivals, summary)
     currency = ((cost or {}).get("prices") or {}).get("currency", "")
-    texts = [f"{seconds:.3g} s"] if seconds else []
+    texts = [_say_seconds(seconds)] if seconds else []
     return _join([*texts, *([f"{money:.2g} {currency}".strip()] if money else [])] or [""])
+
+
+def _say_seconds(seconds: float) -> str:
+    """`1,610 s` and `1.61 s`: three digits, never a power of ten."""
+    return f"{float(f'{seconds:.3g}'):,g} s" if seconds < 1e5 else f"{seconds:,.0f} s"
 
 
 def _say_surety(pairs: Sequence[Pair], question: Mapping[str, Any]) -> list[str]:
@@ -542,7 +552,7 @@ def _price_seeds(still_open: Sequence[Pair], rivals: Sequence[str], size: int, s
     rows = [row for row in summary if row["size"] == size and row["arm"] in rivals]
     seconds = [row.get("wall_seconds") for row in rows]
     money = [row.get("money") for row in rows]
-    known = f", about {number * sum(seconds):.3g} s of runs" if rows and None not in seconds else ""
+    known = f", about {_say_seconds(number * sum(seconds))} of runs" if rows and None not in seconds else ""
     rank = number * sum(money) if rows and None not in money else 0.0
     return rank, f"{number:,} more seed{'s' * (number > 1)}", known
 

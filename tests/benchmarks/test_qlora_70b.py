@@ -229,11 +229,13 @@ def test_a_network_that_does_not_learn_its_batch_has_failed(losses):
 
 @pytest.mark.parametrize("low", [0, 256, 1024])
 @pytest.mark.parametrize("limit", [1024, 1100, 4863])
-def test_search_ends_within_256_tokens_of_the_limit(low, limit):
+@pytest.mark.parametrize("guess", [0, 512, 1100, 9000])
+def test_search_ends_within_256_tokens_of_the_limit(low, limit, guess):
     tried = []
-    longest, refused = memory_plan.find_longest(lambda n: tried.append(n) or n <= limit, low)
+    longest, refused = memory_plan.find_longest(lambda n: tried.append(n) or n <= limit, low, guess=guess)
     assert longest == limit // 256 * 256 and refused == longest + 256
-    assert all(length % 256 == 0 for length in tried) and len(tried) == len(set(tried)) < 12
+    assert all(length % 256 == 0 for length in tried) and len(tried) == len(set(tried)) < 16
+    assert guess // 256 * 256 <= low or tried[0] == guess // 256 * 256
 
 
 def test_search_stops_where_the_positions_end():

