@@ -1,6 +1,6 @@
-"""The tables of README.md and docs/head-init.md, from benchmarks/results/*.json.
+"""The tables of README.md, docs/head-init.md and docs/adapters.md, from benchmarks/results/*.json.
 
-python benchmarks/tables.py            # rewrite the marked parts of both files
+python benchmarks/tables.py            # rewrite the marked parts of these files
 python benchmarks/tables.py --check    # fail if they differ from the results
 """
 
@@ -111,6 +111,99 @@ def campaign_table(name: str) -> str:
     )
 
 
+def adapter_table(data: str) -> str:
+    """What each adapter trains, scores and takes, beside full fine-tuning: tuned with seeds, then once at defaults."""
+    tuned, once = (
+        json.loads((RESULTS / f"compare-adapters-{data}{suffix}" / "results.json").read_text())
+        for suffix in ("", "-all")
+    )
+    head = "method | weights trained | test accuracy | minus full | FLOPs of full | peak memory | seconds | file"
+    lines = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
+    full = next(entry for entry in tuned["summary"] if entry["arm"] == "full")
+    for content in (tuned, once):
+        names = {arm["name"] for arm in tuned["arms"]} if content is once else set()
+        arms = {arm["name"]: arm for arm in content["arms"] if arm["name"] not in names}
+        files = {cell["arm"]: cell["artifact_bytes"] for cell in content["cells"] if cell["role"] == "final"}
+        for entry in sorted(content["summary"], key=lambda entry: -entry["mean"]):
+            if (arm := arms.get(entry["arm"])) is None:
+                continue
+            share = arm["num_trainable_parameters"] / arm["num_parameters"]
+            score = f"{entry['mean']:.3f} once" if content is once else _say_score(entry)
+            cells = [arm["title"], _say_share(share), score]
+            cells += [_say_against_full(tuned, entry["arm"]), f"{entry['train_flops'] / full['train_flops']:.2f}x"]
+            cells += [f"{entry['peak_memory_bytes'] / 1e9:.2f} GB", f"{entry['wall_seconds']:.0f}"]
+            lines.append(f"| {' | '.join(cells)} | {files[entry['arm']] / 1e6:.1f} MB |")
+    question = tuned["question"]
+    return "\n".join(lines) + (
+        f"\n\n{question['num_test_examples']:,} test rows, {len(tuned['seeds'])} seeds, 95 % intervals for new seeds "
+        f"and new rows. {question['budget']['sentence']} {question['tuning_sentence']} *Once*: one seed, the method's "
+        "own defaults, nothing tuned. Weights trained include the head; memory is the whole process, the interpreter and "
+        "its libraries included; seconds were taken on two cores that other work shared, FLOPs are exact; the file is "
+        f"all that a run saves. {tuned['date']}, `{_say_command(tuned)}`."
+    )
+
+
+def language_table() -> str:
+    """A small language model tuned in every way, on a GPU."""
+    content = json.loads((RESULTS / "compare-smollm2" / "results.json").read_text())
+    lines = ["| SmolLM2-135M | weights trained | bits per byte | seeds | peak memory | file |", "|---" * 6 + "|"]
+    arms = {arm["name"]: arm for arm in content["arms"]}
+    for entry in sorted(content["summary"], key=lambda entry: entry["mean"]):
+        arm = arms[entry["arm"]]
+        share = arm["num_trainable_parameters"] / arm["num_parameters"]
+        cells = [arm["title"], _say_share(share), _say_score(entry)]
+        cells += [f"{entry['num_seeds']}", f"{entry['peak_memory_bytes'] / 1e9:.2f} GB"]
+        lines.append(f"| {' | '.join(cells)} | {arm['file_bytes'] / 1e6:.1f} MB |")
+    missing = ", ".join(f"{cell['arm']} {cell['seed']}" for cell in content["missing"])
+    return "\n".join(lines) + (
+        f"\n\nLower is better; {content['question']['num_test_examples']:,} definitions of WordNet, 2,500 to learn "
+        f"from; FLOPs are left out, since those of 4-bit products are not counted. "
+        f"{content['question']['budget']['sentence']} {content['question']['tuning_sentence']} Ten cells shared one "
+        f"H100, whose memory ran out under one trial of QLoRA and under these seeds, which are missing: {missing}. "
+        f"{content['date']}, `{_say_command(content)}`."
+    )
+
+
+def memory_table() -> str:
+    """A 70B and an 8B network on one card: planned and measured."""
+    content = read("qlora-70b")
+    head = "case | weights trained | GB planned | GB measured | tokens/s | MFU | longest sequence"
+    lines = [f"| {head} |", "|---" * 7 + "|"]
+    for name, case in content["cases"].items():
+        cells = [name, _say_share(case["trainable_fraction"]), f"{case['plan']['total'] / 1e9:.1f}"]
+        if case["status"] == "completed":
+            cells += [f"{case['peak_memory_bytes'] / 1e9:.1f}", f"{case['tokens_per_second']:,.0f}"]
+            cells.append(f"{100 * case['mfu']:.0f} %")
+        else:
+            cells += ["out of memory", "", ""]
+        refused = case["search"]["shortest_out_of_memory"]
+        below = f", below {refused:,}" if refused and case["max_sequence_length"] else ""
+        lines.append(f"| {' | '.join(cells)} | {case['max_sequence_length']:,}{below} |")
+    environment = content["environment"]
+    return "\n".join(lines) + (
+        f"\n\nLlama 3 shapes, random weights, batch 1, {content['config']['sequence_length']:,} tokens, activation "
+        f"checkpoints, 80 GB at most; `below` is the shortest that did not fit. {environment['device']}, torch "
+        f"{environment['packages']['torch']}, {content['date']}, `python benchmarks/qlora_70b.py`."
+    )
+
+
+def _say_share(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.99 else "100 %"
+
+
+def _say_command(content: dict) -> str:
+    return content["command"].split(" --output_dir")[0]
+
+
+def _say_against_full(content: dict, arm: str) -> str:
+    for pair in content["pairs"]:
+        if {pair["a"], pair["b"]} == {arm, "full"}:
+            sign = 1 if pair["a"] == arm else -1
+            low, high = sorted((sign * pair["low"], sign * pair["high"]))
+            return f"{100 * sign * pair['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return ""
+
+
 def _say_score(entry: dict) -> str:
     return f"{entry['mean']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
 
@@ -152,6 +245,10 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "compare-wordnet": ("README.md", partial(campaign_table, "compare-wordnet")),
     "compare-fashion-mnist": ("README.md", partial(campaign_table, "compare-fashion-mnist")),
     "head": ("docs/head-init.md", head_table),
+    "adapters-wordnet": ("docs/adapters.md", partial(adapter_table, "wordnet")),
+    "smollm2": ("docs/adapters.md", language_table),
+    "qlora-70b": ("docs/adapters.md", memory_table),
+    "adapters-fashion-mnist": ("docs/adapters.md", partial(adapter_table, "fashion-mnist")),
 }
 
 
