@@ -137,9 +137,9 @@ def adapter_table(data: str) -> str:
     return "\n".join(lines) + (
         f"\n\n{question['num_test_examples']:,} test rows, {len(tuned['seeds'])} seeds, 95 % intervals for new seeds "
         f"and new rows. {question['budget']['sentence']} {question['tuning_sentence']} *Once*: one seed, the method's "
-        "own defaults, nothing tuned. Weights trained include the head; memory is the whole process, the interpreter and "
-        "its libraries included; seconds were taken on two cores that other work shared, FLOPs are exact; the file is "
-        f"all that a run saves. {tuned['date']}, `{_say_command(tuned)}`."
+        "own defaults, nothing tuned. Weights trained include the head; memory is the whole process, the interpreter "
+        "and its libraries included; seconds were taken on two cores that other work shared, FLOPs are exact; the "
+        f"file is all that a run saves. {tuned['date']}, `{_say_command(tuned)}`."
     )
 
 
