@@ -19,6 +19,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from hftl.config import parse_args  # noqa: E402
+from hftl.run import run  # noqa: E402
 from tests.hub_server import hub  # noqa: E402, F401 - a fixture
 
 torch.set_num_threads(1)
@@ -36,3 +38,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def train_once(files, tmp_path_factory):
+    """Function: mode and flags -> run folder, each made once; `files` of the module is a folder with a text task."""
+    made = {}
+
+    def make(mode, *flags):
+        if (mode, flags) not in made:
+            folder = tmp_path_factory.mktemp("runs") / "run"
+            words = ["--train_file", f"{files}/train.csv", "--test_file", f"{files}/test.csv", "--use_cpu"]
+            words += ["--model_name_or_path", f"{files}/bert", "--output_dir", str(folder), *flags]
+            run(parse_args(words, mode=mode))
+            made[mode, flags] = folder
+        return made[mode, flags]
+
+    return make

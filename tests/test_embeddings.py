@@ -57,21 +57,8 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(files, tmp_path_factory):
-    """Function: mode and flags -> run folder, each made once."""
-    made = {}
-
-    def make(mode, *more):
-        if (mode, more) not in made:
-            folder = tmp_path_factory.mktemp("runs") / "run"
-            words = ["--train_file", f"{files}/train.csv", "--test_file", f"{files}/test.csv", "--use_cpu"]
-            words += ["--model_name_or_path", f"{files}/bert", "--output_dir", str(folder), "--max_steps", "4"]
-            words += ["--lora_r", "4"] if mode == "peft" else []
-            run(parse_args([*words, *more], mode=mode))
-            made[mode, more] = folder
-        return made[mode, more]
-
-    return make
+def train(train_once):
+    return lambda mode, *more: train_once(mode, "--max_steps", "4", *(["--lora_r", "4"] * (mode == "peft")), *more)
 
 
 def predict(network, files, folder):

@@ -7,14 +7,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hftl import cli
-from hftl.config import ModelArguments, parse_args
+from hftl.config import ModelArguments
 from hftl.errors import UserError
 from hftl.merge import _merge, merge_run
 from hftl.models.adapters import ADAPTERS
 from hftl.models.head import head_modules
 from hftl.models.modes import MODES
 from hftl.records import read_predictions
-from hftl.run import run
 from tests import tiny
 from tests.adapter_matrix import build_batch, train_steps
 from tests.networks import build_network
@@ -28,20 +27,8 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(files, tmp_path_factory):
-    """Function: mode and more flags -> run folder, each made once."""
-    made = {}
-
-    def make(mode, *more):
-        if (mode, more) not in made:
-            folder = tmp_path_factory.mktemp("runs") / "run"
-            words = ["--train_file", f"{files}/train.csv", "--test_file", f"{files}/test.csv", "--use_cpu"]
-            words += ["--model_name_or_path", f"{files}/bert", "--output_dir", str(folder), "--max_steps", "3"]
-            run(parse_args([*words, *more], mode=mode))
-            made[mode, more] = folder
-        return made[mode, more]
-
-    return make
+def train(train_once):
+    return lambda mode, *more: train_once(mode, "--max_steps", "3", *more)
 
 
 @pytest.mark.parametrize("name", ["roberta", "vit"])  # a head of several layers, and one without a task type
