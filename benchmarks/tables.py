@@ -81,7 +81,7 @@ def throughput_table() -> str:
 
 def campaign_table(name: str) -> str:
     """A finished comparison: mean scores at every size, the verdict, and where arms change places."""
-    content = json.loads((RESULTS / name / "results.json").read_text())
+    content = read(f"{name}/results")
     entries = {(entry["arm"], entry["size"]): entry for entry in content["summary"]}
     titles, sizes = {arm["name"]: arm["title"] for arm in content["arms"]}, content["sizes"]
     lines = [f"| labels | {' | '.join(f'{size:,}' for size in sizes)} | one run at {sizes[-1]:,} |"]
@@ -113,10 +113,7 @@ def campaign_table(name: str) -> str:
 
 def adapter_table(data: str) -> str:
     """What each adapter trains, scores and takes, beside full fine-tuning: tuned with seeds, then once at defaults."""
-    tuned, once = (
-        json.loads((RESULTS / f"compare-adapters-{data}{suffix}" / "results.json").read_text())
-        for suffix in ("", "-all")
-    )
+    tuned, once = (read(f"compare-adapters-{data}{suffix}/results") for suffix in ("", "-all"))
     head = "method | weights trained | test accuracy | minus full | FLOPs of full | peak memory | seconds | file"
     lines = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
     full = next(entry for entry in tuned["summary"] if entry["arm"] == "full")
@@ -145,7 +142,7 @@ def adapter_table(data: str) -> str:
 
 def language_table() -> str:
     """A small language model tuned in every way, on a GPU."""
-    content = json.loads((RESULTS / "compare-smollm2" / "results.json").read_text())
+    content = read("compare-smollm2/results")
     lines = ["| SmolLM2-135M | weights trained | bits per byte | seeds | peak memory | file |", "|---" * 6 + "|"]
     arms = {arm["name"]: arm for arm in content["arms"]}
     for entry in sorted(content["summary"], key=lambda entry: entry["mean"]):

@@ -26,7 +26,7 @@ from hftl.models.head import head_modules
 from hftl.models.load import load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
 from hftl.models.quantization import check_quantization, is_quantized
-from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
+from hftl.records import RunRecord, compute_config_hash, count_cores, describe_environment, write_predictions
 from hftl.resume import check_adapter_of_checkpoint, check_checkpoint
 from hftl.run_folder import (
     check_run_folder,
@@ -220,8 +220,7 @@ def loader_defaults(training: transformers.TrainingArguments, modality: str) -> 
     """
     if training.device.type != "cuda":
         return {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     has_room = not os.path.isdir("/dev/shm") or shutil.disk_usage("/dev/shm").free >= SHARED_MEMORY_BYTES
     workers = max(0, min(LOADER_WORKERS[modality], share - 1)) if has_room else 0
     return {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}

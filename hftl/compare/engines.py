@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from hftl.compare.cells import Job, record_loss, run_job
 from hftl.errors import UserError
+from hftl.records import count_cores
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def count_default_jobs() -> int:
     """
     import torch
 
-    return count_devices() if torch.cuda.is_available() else _count_cores()
+    return count_devices() if torch.cuda.is_available() else count_cores()
 
 
 def run_local(jobs: list[Job], *, num_workers: int, may_start: Callable[[], bool]) -> Iterator[Job]:
@@ -119,11 +120,7 @@ def _try_again(job: Job, waiting: deque, attempts: Counter) -> Iterator[Job]:
 
 
 def _threads_each(num_workers: int) -> int:
-    return max(1, _count_cores() // num_workers)
-
-
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, count_cores() // num_workers)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ class DataFacts:
     """What the plan needs to know about the data.
 
     Attributes:
-        modality: text or image.
+        modality: text, image or language.
         num_rows: split -> rows that the ladder draws from (train, validation) or that are read (test).
         class_counts: rows of each class in train; empty unless rows have one class each.
         fingerprint: of all rows.
@@ -121,7 +121,7 @@ def list_cells(
 
     Args:
         experiment: from `inspect_data`.
-        modality: text or image.
+        modality: text, image or language.
         chosen: (arm, size) -> settings found by tuning or by the budget frame; the arm's own settings come before.
     """
     chosen = chosen or {}
