@@ -4,7 +4,9 @@ A multiplication and an addition are two operations. Only matrix products, convo
 figures that are published as 6 x parameters x tokens; what an activation or a norm adds is about a percent.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
@@ -26,6 +28,29 @@ def _convolution_backward(grad: Shape, inputs: Shape, weight: Shape, *args: obje
     return conv_flop_count(inputs, weight, grad, transposed=is_transposed) * sum(output_mask[:2])
 
 
+def _quantized(inputs: Shape, weight: Shape, shape: Shape, *args: object, **kwargs: object) -> int:
+    """Inputs [*, K] by packed weights that stand for [N, K]."""
+    return 2 * math.prod(inputs) * shape[0]
+
+
+def _quantized_int8(inputs: Shape, weight: Shape, *args: object, **kwargs: object) -> int:
+    """Inputs [*, K] by int8 weights [N, K]."""
+    return 2 * math.prod(inputs) * weight[0]
+
+
+def _quantized_mixed(inputs: Shape, quantized: Shape, weight: Shape, *args: object, **kwargs: object) -> int:
+    """The same; what outliers add in float16 is under a hundredth."""
+    return 2 * math.prod(inputs) * weight[0]
+
+
+# Products of bitsandbytes, which are operators of their own.
+_QUANTIZED = {
+    "gemm_4bit": _quantized,
+    "gemv_4bit": _quantized,
+    "int8_scaled_mm": _quantized_int8,
+    "int8_mixed_scaled_mm": _quantized_mixed,
+}
+
 # Where torch 2.8 to 2.13 is wrong.
 _FORMULAS = {
     # Counted on CUDA alone, so 0 on the CPU: pytorch/pytorch#195460.
@@ -42,11 +67,17 @@ def count_units(batch: dict[str, torch.Tensor]) -> int:
 
 
 def count_flops(function: Callable[[], object]) -> int:
-    """Call `function` once and count what it executes, backward passes and recomputation included.
-
-    What runs outside of torch's dispatcher, such as the 4-bit matrix products of bitsandbytes, is not seen.
-    """
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    """Call `function` once and count what it executes, backward passes and recomputation included."""
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS | _find_quantized())
     with counter:
         function()
     return counter.get_total_flops()
+
+
+def _find_quantized() -> dict[Any, Callable]:
+    """Formulas of those operators that bitsandbytes has registered, if it was imported."""
+    return {
+        getattr(torch.ops.bitsandbytes, name): formula
+        for name, formula in _QUANTIZED.items()
+        if hasattr(torch.ops.bitsandbytes, name)
+    }

@@ -129,3 +129,23 @@ def test_the_function_runs_once_and_its_error_comes_through():
     assert calls == [1]
     with pytest.raises(ZeroDivisionError):
         count_flops(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8", "int8 with outliers"])
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_products_with_quantized_weights_count_like_the_products_that_they_replace(kind):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    plain = torch.nn.Linear(64, 96, bias=False)
+    if kind == "nf4":
+        quantized = bitsandbytes.nn.Linear4bit(64, 96, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+        quantized.weight = bitsandbytes.nn.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4")
+    else:
+        threshold = 6.0 if "outliers" in kind else 0.0
+        quantized = bitsandbytes.nn.Linear8bitLt(64, 96, bias=False, has_fp16_weights=False, threshold=threshold)
+        quantized.load_state_dict(plain.state_dict())
+    quantized.to("cpu")
+    inputs = torch.randn(4, 8, 64, requires_grad=True)
+    plain.requires_grad_(False)
+    wanted = count_flops(lambda: plain(inputs).sum().backward())
+    assert wanted == 2 * (2 * 4 * 8 * 64 * 96)  # forward, and backward to the inputs
+    assert count_flops(lambda: quantized(inputs).sum().backward()) == wanted
