@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hftl import __version__
-from hftl.errors import OutOfResources, TrainingDiverged, UserError, unknown_name
+from hftl.errors import Interrupted, OutOfResources, ResumeDiffers, TrainingDiverged, UserError, unknown_name
 
 USAGE = f"""hftl {__version__}: fine-tune, adapt or train from scratch, and compare honestly.
 
@@ -37,13 +37,18 @@ examples:
 `hftl compare --help` lists those of a comparison."""
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from hftl.records import RunRecord
 
 EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 ok, 2 bad input, 3 diverged, 4 out of memory or disk."""
+    """Run one verb and return the exit code.
+
+    0 ok, 1 a resumed run differs, 2 bad input, 3 diverged, 4 out of memory or disk, 75 stopped and resumable.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
@@ -65,7 +70,7 @@ def guarded(function: Callable, *args: object) -> int:
     """Call `function`; a user's mistake becomes one message and an exit code instead of a traceback."""
     try:
         function(*args)
-    except (UserError, TrainingDiverged, OutOfResources) as error:
+    except (UserError, TrainingDiverged, OutOfResources, Interrupted, ResumeDiffers) as error:
         print(f"hftl: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -131,11 +136,28 @@ def run_recipe(
     args = parse_args(argv, default_config=default_config("wordnet.yaml"), mode=mode, settings=settings)
     from hftl.baselines import BASELINES, run_baseline
     from hftl.run import run
+    from hftl.signals import StopOnSignal
 
     _quiet_libraries()
-    record = (run_baseline if args.model.mode in BASELINES else run)(args, started=started)
+    try:
+        is_baseline = args.model.mode in BASELINES
+        record = (
+            run_baseline(args, started=started) if is_baseline else run(args, started=started, stop=StopOnSignal())
+        )
+    except Interrupted as error:
+        raise Interrupted(f"{error} {_advise_to_go_on(argv, mode, args.training)}") from None
     if args.training.process_index == 0:
         print(_summarize(record, args.training.output_dir))
+
+
+def _advise_to_go_on(argv: Sequence[str] | None, mode: str | None, training: "TrainingArguments") -> str:
+    words = list(sys.argv[1:] if argv is None else argv)
+    for flag in ("--output_dir", "--resume_from_checkpoint"):
+        words, _ = _take_flag(words, flag)
+    words += ["--output_dir", training.output_dir, "--resume_from_checkpoint", "true"]
+    if training.world_size > 1:
+        return f"Go on with the same launch and: {shlex.join(words)}"
+    return "Go on with: " + shlex.join([*(["hftl", "train"] if mode is None else ["python", sys.argv[0]]), *words])
 
 
 def _summarize(record: "RunRecord", folder: str) -> str:

@@ -34,6 +34,8 @@ RUNS = (
     "examples",
     "head_start",
     "adapter_start",
+    "progress",
+    "signals",
     "trainer",
     "run_folder",
     "resume",
