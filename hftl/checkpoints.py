@@ -48,8 +48,9 @@ def commit(staging: Path, target: Path, content: Mapping[str, Any]) -> None:
     for path in _list_files(staging):
         files[path.relative_to(staging).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
         _sync(path)
-    text = json.dumps({"schema": SCHEMA, **content, "files": files}, indent=1, ensure_ascii=False)
-    write_atomically(staging / MANIFEST_FILE, text.encode())
+    manifest = {"schema": SCHEMA, **content, "files": files}
+    manifest["sha256"] = _digest_manifest(manifest)
+    write_atomically(staging / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
     for directory in {path.parent for path in _list_files(staging)} | {staging}:
         _sync(directory)
     if target.exists():
@@ -77,13 +78,14 @@ def find_damage(checkpoint: Path) -> str | None:
     if not (checkpoint / MANIFEST_FILE).exists():
         return "it has no manifest: its save was cut short, or another program wrote it"
     manifest = read_manifest(checkpoint)
-    files = manifest.get("files")
-    if manifest.get("schema") != SCHEMA or not isinstance(files, dict):
-        return "its manifest cannot be read"
+    if manifest.get("sha256") != _digest_manifest(manifest):
+        return f"its {MANIFEST_FILE} cannot be read, or was changed"
+    if manifest["schema"] != SCHEMA:
+        return f"its {MANIFEST_FILE} is of version {manifest['schema']}, and this is for version {SCHEMA}"
     if (match := NAME.fullmatch(checkpoint.name)) and manifest.get("step") != int(match[1]):
         return f"it is that of step {manifest.get('step')}"
     try:
-        return _compare_files(checkpoint, files)
+        return _compare_files(checkpoint, manifest["files"])
     except OSError as error:
         return f"it cannot be read: {error}"
 
@@ -166,6 +168,11 @@ def _digest(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _digest_manifest(manifest: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

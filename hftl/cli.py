@@ -23,6 +23,7 @@ verbs:
            majority|prior|tfidf|knn are run in the same way
   compare  [EXPERIMENT.yaml]: run every arm on a ladder of label numbers and say which wins; without a file, an example
   report   FOLDER: write the report of a comparison again from what its folder holds
+  verify-resume [CONFIG.yaml]: kill a short run of these settings, resume it, and compare it with one left alone
   adapters list the methods of --mode peft
   merge    RUN OUT: fold the adapter of a run into the weights, check that the answers stay, leave a plain checkpoint
 
@@ -217,6 +218,26 @@ def report(argv: list[str]) -> None:
     _print_verdict(Path(argv[0]))
 
 
+def verify_resume(argv: list[str]) -> None:
+    """`hftl verify-resume`: a short run of these settings, killed, resumed and compared with one left alone."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    if {"-h", "--help"} & set(argv):
+        print("usage: hftl verify-resume [CONFIG.yaml] [--flag value ...]: the words of `hftl train`")
+        return
+    argv, accelerate_config = _take_flag(argv, "--accelerate_config")
+    for flag in ("--output_dir", "--resume_from_checkpoint"):
+        if _take_flag(argv, flag)[1] is not None:
+            raise UserError(f"{flag} is not for verify-resume: it trains in a temporary folder.")
+    _configure_logging()
+    _quiet_libraries()
+    from hftl.verify_resume import verify_resume
+
+    if not argv or argv[0].startswith("-"):
+        names_data = any(word.startswith(("--dataset", "--train_file")) for word in argv)
+        argv = argv if names_data else [str(default_config("wordnet.yaml")), *argv]
+    print(verify_resume(argv, accelerate_config))
+
+
 def adapters(argv: list[str]) -> None:
     """`hftl adapters`: the methods of --mode peft, what each changes, its rate and where it comes from."""
     if argv:
@@ -338,6 +359,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "compare": compare,
     "report": report,
+    "verify-resume": verify_resume,
     "adapters": adapters,
     "merge": merge,
 }

@@ -134,7 +134,9 @@ def check_identity(args: Arguments, identity: dict[str, Any]) -> None:
     if checkpoint is None:
         return
     found = read_manifest(Path(checkpoint))
-    lines = _list_differences(found, _plain(identity)) if found else ["it has no manifest to compare with"]
+    lines = (
+        _list_differences(found, json.loads(json.dumps(identity))) if found else ["it has no manifest to compare with"]
+    )
     if lines and not args.model.allow_change:
         raise UserError(
             f"{checkpoint} is not of this run. {'; '.join(lines)}. {ADVICE[:-1]}, or insist with --allow_change true: "
@@ -227,6 +229,8 @@ def _plain(value: Any) -> Any:
 
 def _describe(name: str, found: Any, asked: Any) -> str:
     flag = f" ({FLAGS[name]})" if name in FLAGS else ""
+    if isinstance(found, list) and isinstance(asked, list) and {*map(str, found)} == {*map(str, asked)}:
+        return f"{name}{flag}: in another order"
     if isinstance(found, list) and isinstance(asked, list):
         there, here = ([str(x) for x in a if x not in b] for a, b in ((found, asked), (asked, found)))
         return f"{name}{flag}: only in the checkpoint {_shorten(there)}, only here {_shorten(here)}"

@@ -42,6 +42,7 @@ RUNS = (
     "predict",
     "merge",
     "run",
+    "verify_resume",
     "baselines",
 )  # each only those before it
 for position, name in enumerate(RUNS):
