@@ -56,7 +56,7 @@ def train(files, tmp_path_factory):
                      "--per_device_train_batch_size": 4, "--max_steps": 8, "--save_strategy": "steps",
                      "--save_steps": 3, "--output_dir": folder, "--use_cpu": "true"}  # fmt: skip
             flags |= dict(zip(words[::2], words[1::2], strict=True))
-            given = [str(word) for pair in flags.items() for word in pair]
+            given = [word for flag, value in flags.items() for word in (flag, *str(value).split())]
             return run(parse_args(given), callbacks=callbacks)
 
         yield start
@@ -105,7 +105,7 @@ CASES = {
 @pytest.mark.parametrize("words", CASES.values(), ids=CASES)
 def test_a_run_that_was_cut_ends_as_the_one_that_was_not(train, tmp_path, words):
     train(tmp_path / "whole", *words)
-    cut_and_resume(train, tmp_path / "cut", 3, *words)
+    cut_and_resume(train, tmp_path / "cut", 5 if "epoch" in words else 3, *words)
     assert_same_runs(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -175,7 +175,7 @@ def cut(train, tmp_path_factory):
         ("--max_steps", 9, "max_steps: 8 in the checkpoint, 9 here"),
         ("--per_device_train_batch_size", 2, "per_device_train_batch_size: 4 in the checkpoint, 2 here"),
         ("--gradient_accumulation_steps", 2, "gradient_accumulation_steps: 1 in the checkpoint, 2 here"),
-        ("--only_labels", "motion", "label_names: only in the checkpoint animal, weather, only here none"),
+        ("--only_labels", "animal motion", "label_names: only in the checkpoint weather, only here none"),
         ("--model_name_or_path", "other", "model name: 'bert' in the checkpoint, 'other' here; model weights: "),
         ("--train_file", "other.csv", "data train: '.*' in the checkpoint, '.*' here"),
     ],
@@ -185,11 +185,10 @@ def test_another_run_is_refused_with_what_differs(train, cut, tmp_path, flag, va
     tiny.write_text_csv(tmp_path / "other.csv", 24, seed=9)
     monkeypatch.chdir(tmp_path)
     before = sorted(path.name for path in cut.iterdir())
-    extra = ("--only_labels", "animal") if flag == "--unused" else ()
     with pytest.raises(
         UserError, match=f"checkpoint-3 is not of this run. .*{difference}.*insist with --allow_change"
     ):
-        train(cut, flag, value, "--resume_from_checkpoint", "true", *extra)
+        train(cut, flag, value, "--resume_from_checkpoint", "true")
     assert sorted(path.name for path in cut.iterdir()) == before
 
 
