@@ -72,7 +72,8 @@ def guarded(function: Callable, *args: object) -> int:
     try:
         function(*args)
     except (UserError, TrainingDiverged, OutOfResources, Interrupted, ResumeDiffers) as error:
-        print(f"hftl: {error}", file=sys.stderr)
+        if not isinstance(error, Interrupted) or os.environ.get("RANK", "0") == "0":  # which comes to all alike
+            print(f"hftl: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("hftl: interrupted", file=sys.stderr)

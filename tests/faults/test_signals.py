@@ -42,8 +42,8 @@ def files(tmp_path_factory):
 
 def words_for(files, folder, *more):
     words = ["--train_file", f"{files}/train.csv", "--model_name_or_path", f"{files}/bert", "--mode", "full"]
-    words += ["--max_steps", "8", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--disable_tqdm", "true"]
-    return [*words, "--use_cpu", "--output_dir", str(folder), *more]
+    words += ["--max_steps", "8", "--per_device_train_batch_size", "4", "--logging_steps", "1"]
+    return [*words, "--use_cpu", "--disable_tqdm", "true", "--output_dir", str(folder), *more]
 
 
 class Send(TrainerCallback):
