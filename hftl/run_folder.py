@@ -18,6 +18,7 @@ from hftl.config import Arguments
 from hftl.cost.ledger import Ledger
 from hftl.errors import OutOfResources, TrainingDiverged, UserError
 from hftl.records import RECORD_FILE, RunRecord, redact
+from hftl.trainer import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ def explained_resources() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
+        if is_out_of_memory(error):
             raise OutOfResources(
                 f"Out of memory: {error}. Halve --per_device_train_batch_size and double "
                 "--gradient_accumulation_steps (the result stays the same), or shorten --max_length / --image_size."

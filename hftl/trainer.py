@@ -11,6 +11,7 @@ where there are some.
 - Time, tokens and FLOPs are counted as they are spent.
 """
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, release_memory
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -36,6 +37,8 @@ from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_
 from hftl.errors import TrainingDiverged, UserError
 from hftl.progress import STATE_FILE, Progress, has_ended, read_state
 from hftl.tasks.base import Task
+
+logger = logging.getLogger(__name__)
 
 
 class SummedLoss:
@@ -104,6 +107,11 @@ def _own_names(network: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         network.__dict__.pop("save_pretrained", None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says so: on an accelerator by its type, on a CPU by the name of the allocator."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 class Meter:
@@ -278,9 +286,29 @@ class FineTuningTrainer(Trainer):
         return int(flops * count_units(inputs)) if math.isfinite(flops) and "labels" in inputs else 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The stock evaluation, charged to evaluation."""
+        """The stock evaluation, charged to evaluation, in batches that fit, and with a word where no best can be."""
         with self.ledger.bucket("evaluation"):
-            return super().evaluate(*args, **kwargs)
+            metrics = self._in_smaller_batches(partial(super().evaluate, *args, **kwargs))
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if math.isnan(metrics.get(name, 0.0)):
+            logger.warning("%s is not a number at step %s: it cannot be the best.", name, self.state.global_step)
+        return metrics
+
+    def _in_smaller_batches(self, evaluate: Callable[[], Any]) -> Any:
+        """Try again with half the batch while memory does not suffice; a row's result does not depend on it.
+
+        Not with several processes, of which one may have memory left and wait for the others.
+        """
+        args = self.args
+        while True:
+            try:
+                return evaluate()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or args.world_size > 1 or args.per_device_eval_batch_size == 1:
+                    raise
+            args.per_device_eval_batch_size //= 2
+            logger.warning("Evaluation ran out of memory: again with batches of %s.", args.per_device_eval_batch_size)
+            release_memory()
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """The stock loop, in which a loss over tokens is the mean over tokens, not the mean of means over batches."""
@@ -370,7 +398,7 @@ class FineTuningTrainer(Trainer):
         compute_metrics, self.compute_metrics = self.compute_metrics, None  # which expects the rows of evaluation
         try:
             with self.ledger.bucket("evaluation"):
-                predictions = self.predict(ordered).predictions
+                predictions = self._in_smaller_batches(lambda: self.predict(ordered).predictions)
         finally:
             self.compute_metrics = compute_metrics
         kept = np.empty_like(predictions, dtype=np.float32)
