@@ -129,7 +129,10 @@ def _choose_checkpoint(args: Arguments) -> str | None:
         return None
     if named.lower() not in ("true", "last", "auto"):
         if not Path(named).is_dir():
-            raise UserError(f"There is no checkpoint in {folder} to resume from (--resume_from_checkpoint {named}).")
+            raise UserError(
+                f"There is no checkpoint in {folder} to resume from (--resume_from_checkpoint {named}). "
+                "Give the folder of a checkpoint, or true, last or auto."
+            )
         if not args.model.allow_change:
             check_checkpoint_folder(Path(named))
         return named

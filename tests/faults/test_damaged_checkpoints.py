@@ -148,6 +148,11 @@ def test_auto_says_that_it_starts_from_the_beginning_and_needs_a_folder(tmp_path
         resolve_checkpoint(args)
 
 
+def test_a_word_that_is_no_folder_is_told_what_there_is(folder):
+    with pytest.raises(UserError, match="--resume_from_checkpoint lsat.*Give the folder of a checkpoint, or true"):
+        resolve(folder, "lsat")
+
+
 def test_a_named_checkpoint_that_does_not_count_is_refused_unless_insisted_on(folder):
     (folder / "checkpoint-2" / "optimizer.pt").unlink()
     with pytest.raises(
