@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hftl import __version__
-from hftl.errors import OutOfResources, TrainingDiverged, UserError, unknown_name
+from hftl.errors import Interrupted, OutOfResources, ResumeDiffers, TrainingDiverged, UserError, unknown_name
 
 USAGE = f"""hftl {__version__}: fine-tune, adapt or train from scratch, and compare honestly.
 
@@ -23,6 +23,7 @@ verbs:
            majority|prior|tfidf|knn are run in the same way
   compare  [EXPERIMENT.yaml]: run every arm on a ladder of label numbers and say which wins; without a file, an example
   report   FOLDER: write the report of a comparison again from what its folder holds
+  verify-resume [CONFIG.yaml]: kill a short run of these settings, resume it, and compare it with one left alone
   adapters list the methods of --mode peft
   merge    RUN OUT: fold the adapter of a run into the weights, check that the answers stay, leave a plain checkpoint
 
@@ -37,13 +38,18 @@ examples:
 `hftl compare --help` lists those of a comparison."""
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from hftl.records import RunRecord
 
 EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 ok, 2 bad input, 3 diverged, 4 out of memory or disk."""
+    """Run one verb and return the exit code.
+
+    0 ok, 1 a resumed run differs, 2 bad input, 3 diverged, 4 out of memory or disk, 75 stopped and resumable.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
@@ -65,8 +71,9 @@ def guarded(function: Callable, *args: object) -> int:
     """Call `function`; a user's mistake becomes one message and an exit code instead of a traceback."""
     try:
         function(*args)
-    except (UserError, TrainingDiverged, OutOfResources) as error:
-        print(f"hftl: {error}", file=sys.stderr)
+    except (UserError, TrainingDiverged, OutOfResources, Interrupted, ResumeDiffers) as error:
+        if not isinstance(error, Interrupted) or os.environ.get("RANK", "0") == "0":  # which comes to all alike
+            print(f"hftl: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("hftl: interrupted", file=sys.stderr)
@@ -131,11 +138,28 @@ def run_recipe(
     args = parse_args(argv, default_config=default_config("wordnet.yaml"), mode=mode, settings=settings)
     from hftl.baselines import BASELINES, run_baseline
     from hftl.run import run
+    from hftl.signals import StopOnSignal
 
     _quiet_libraries()
-    record = (run_baseline if args.model.mode in BASELINES else run)(args, started=started)
+    try:
+        is_baseline = args.model.mode in BASELINES
+        record = (
+            run_baseline(args, started=started) if is_baseline else run(args, started=started, stop=StopOnSignal())
+        )
+    except Interrupted as error:
+        raise Interrupted(f"{error} {_advise_to_go_on(argv, mode, args.training)}") from None
     if args.training.process_index == 0:
         print(_summarize(record, args.training.output_dir))
+
+
+def _advise_to_go_on(argv: Sequence[str] | None, mode: str | None, training: "TrainingArguments") -> str:
+    words = list(sys.argv[1:] if argv is None else argv)
+    for flag in ("--output_dir", "--resume_from_checkpoint"):
+        words, _ = _take_flag(words, flag)
+    words += ["--output_dir", training.output_dir, "--resume_from_checkpoint", "true"]
+    if training.world_size > 1:
+        return f"Go on with the same launch and: {shlex.join(words)}"
+    return "Go on with: " + shlex.join([*(["hftl", "train"] if mode is None else ["python", sys.argv[0]]), *words])
 
 
 def _summarize(record: "RunRecord", folder: str) -> str:
@@ -193,6 +217,26 @@ def report(argv: list[str]) -> None:
             raise UserError("Give one folder of a comparison.")
         return
     _print_verdict(Path(argv[0]))
+
+
+def verify_resume(argv: list[str]) -> None:
+    """`hftl verify-resume`: a short run of these settings, killed, resumed and compared with one left alone."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    if {"-h", "--help"} & set(argv):
+        print("usage: hftl verify-resume [CONFIG.yaml] [--flag value ...]: the words of `hftl train`")
+        return
+    argv, accelerate_config = _take_flag(argv, "--accelerate_config")
+    for flag in ("--output_dir", "--resume_from_checkpoint"):
+        if _take_flag(argv, flag)[1] is not None:
+            raise UserError(f"{flag} is not for verify-resume: it trains in a temporary folder.")
+    _configure_logging()
+    _quiet_libraries()
+    from hftl.verify_resume import verify_resume
+
+    if not argv or argv[0].startswith("-"):
+        names_data = any(word.startswith(("--dataset", "--train_file")) for word in argv)
+        argv = argv if names_data else [str(default_config("wordnet.yaml")), *argv]
+    print(verify_resume(argv, accelerate_config))
 
 
 def adapters(argv: list[str]) -> None:
@@ -316,6 +360,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "compare": compare,
     "report": report,
+    "verify-resume": verify_resume,
     "adapters": adapters,
     "merge": merge,
 }

@@ -22,7 +22,7 @@ from hftl.records import write_atomically
 from hftl.yaml_file import as_words, read_yaml
 
 # Where a run is written, restarted, computed and watched is not part of what it is; a token is never written anywhere.
-NOT_RECORDED = {"output_dir", "resume_from_checkpoint", "hub_token", "use_cpu", "disable_tqdm"}
+NOT_RECORDED = {"output_dir", "resume_from_checkpoint", "allow_change", "hub_token", "use_cpu", "disable_tqdm"}
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
@@ -122,6 +122,9 @@ class ModelArguments:
         None,
         "Stop after so many evaluations without a better one, and keep the best; needs --eval_strategy, "
         "--save_strategy of the same kind and --load_best_model_at_end.",
+    )
+    allow_change: bool = _option(
+        False, "Go on from a checkpoint of other data, settings or processes; the result is then neither run's."
     )
     freeze_layers: int = _option(
         0, "Mode full: keep the embeddings and so many of the lowest layers or stages as they are."

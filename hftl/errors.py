@@ -26,6 +26,21 @@ class OutOfResources(RuntimeError):
     exit_code = 4
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run, which can be resumed: exit code 75 (EX_TEMPFAIL), which schedulers take for "again".
+
+    No `Exception`: what catches those to go on with other work must not catch this.
+    """
+
+    exit_code = 75
+
+
+class ResumeDiffers(RuntimeError):
+    """A resumed run is not the uninterrupted one: exit code 1."""
+
+    exit_code = 1
+
+
 def unknown_name(kind: str, found: str, valid: Iterable[str], hint: str = "") -> UserError:
     """An error for a name that is not in `valid`: names the nearest one and lists them, or of many the nearest few."""
     valid = sorted(valid)

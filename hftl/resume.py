@@ -1,25 +1,46 @@
-"""May this run go on from that checkpoint? Refuses one of another mode or adapter, before anything is trained.
+"""May this run go on from that checkpoint? Refuses one of another run, before anything is trained.
 
 Trainer 5.23 compares nothing: with another scale, dropout or start of LoRA it goes on with another network, with other
 shapes it stops with an error of torch.
 """
 
+import dataclasses
 import json
+import logging
+from collections.abc import Collection
 from enum import Enum
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+import xxhash
 from torch import nn
 
-from hftl.config import Arguments
+from hftl.checkpoints import read_manifest
+from hftl.config import ARGUMENT_CLASSES, Arguments
 from hftl.errors import UserError
+from hftl.examples import Examples
 from hftl.models.adapters import Adapter, adapter_of
 from hftl.models.modes import find_mode
+from hftl.records import compute_config_hash
 from hftl.run_folder import find_checkpoint
 from hftl.yaml_file import read_yaml
 
+logger = logging.getLogger(__name__)
+
 # Of an adapter_config.json: who wrote it, and what it is opened for.
 NOT_COMPARED = {"peft_version", "auto_mapping", "inference_mode", "revision"}
+VERSIONED = ("hftl", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+# Settings that change no number, or that are compared by what they lead to: rows, weights, the size of a step.
+HARMLESS = (
+    *("logging_", "log_", "save_", "hub_", "push_", "report_to", "run_name", "project", "trackio_", "show_example"),
+    *("dataloader_num_workers", "dataloader_p", "per_device_", "ddp_"),
+    *("num_test_examples", "test_file", "evaluate_test"),
+)
+COMPARED_BY_CONTENT = {"dataset", "dataset_config", "dataset_revision", "train_file", "validation_file"}
+COMPARED_BY_CONTENT |= {"model_name_or_path", "model_revision", "gradient_accumulation_steps"}
+NUM_SAMPLES = 64  # values of each tensor that stand for it
 FLAGS = {"r": "--lora_r", "alpha": "--lora_alpha"}  # where a field has another name
 ADVICE = "Give the settings of the checkpoint, or leave --resume_from_checkpoint out to start again."
 
@@ -70,6 +91,101 @@ def check_adapter_of_checkpoint(args: Arguments, network: nn.Module) -> None:
         raise UserError(f"The adapter in {checkpoint} is another one than this run has. {lines}. {ADVICE}")
 
 
+def is_resumable(args: Arguments) -> bool:
+    """Whether a checkpoint of this run can be gone on from."""
+    adapter = adapter_of(args.model)
+    return find_mode(args.model.mode).is_trained and (adapter is None or adapter.is_resumable)
+
+
+def describe_identity(args: Arguments, examples: Examples, loaded: Any) -> dict[str, Any]:
+    """What a checkpoint says about its run: whatever another run must share to go on from it.
+
+    Args:
+        args: of the run, with its defaults set.
+        examples: its rows.
+        loaded: the network before anything of it was changed.
+    """
+    settings = {name: value for name, value in args.resolved().items() if not name.startswith(HARMLESS)}
+    settings = {name: value for name, value in settings.items() if name not in COMPARED_BY_CONTENT}
+    training = args.training
+    return {
+        "settings": settings,
+        "config_hash": compute_config_hash(settings),
+        "data": {split: examples.fingerprints[split] for split in ("train", "validation")},
+        "label_names": list(examples.labels.names),
+        "model": {
+            "name": Path(args.model.model_name_or_path).name,
+            "weights": _sample_weights(loaded.network, loaded.new_parameters),
+        },
+        "world_size": training.world_size,
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "versions": {name: metadata.version(name) for name in VERSIONED},
+    }
+
+
+def check_identity(args: Arguments, identity: dict[str, Any]) -> None:
+    """Compare this run with the one that the checkpoint is of.
+
+    Raises:
+        UserError: they differ and `--allow_change` was not given; names each difference.
+    """
+    checkpoint = find_checkpoint(args.training)
+    if checkpoint is None:
+        return
+    found = read_manifest(Path(checkpoint))
+    lines = (
+        _list_differences(found, json.loads(json.dumps(identity))) if found else ["it has no manifest to compare with"]
+    )
+    if lines and not args.model.allow_change:
+        raise UserError(
+            f"{checkpoint} is not of this run. {'; '.join(lines)}. {ADVICE[:-1]}, or insist with --allow_change true: "
+            "the result is then that of neither run."
+        )
+    if lines:
+        logger.warning("The run goes on from %s in spite of: %s.", checkpoint, "; ".join(lines))
+    for name, version in found.get("versions", {}).items():
+        if identity["versions"].get(name) != version:
+            logger.warning(
+                "%s %s wrote the checkpoint, and %s goes on from it: results may differ in the last digits.",
+                *(name, version, identity["versions"].get(name)),
+            )
+
+
+def read_head(checkpoint: str | None) -> dict[str, Any]:
+    """What the run of the checkpoint did to start its head; the weights of the checkpoint have it in them."""
+    return read_manifest(Path(checkpoint)).get("head", {"init": "checkpoint"}) if checkpoint else {}
+
+
+def _list_differences(found: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """One sentence for each, settings first."""
+    defaults = {
+        item.name: item.default_factory() if callable(item.default_factory) else item.default
+        for cls in ARGUMENT_CLASSES
+        for item in dataclasses.fields(cls)
+    }
+    pairs = {
+        name: tuple(run.get("settings", {}).get(name, _plain(defaults.get(name))) for run in (found, asked))
+        for name in sorted({*found.get("settings", {}), *asked["settings"]})
+    }
+    for name in ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "label_names"):
+        pairs[name] = found.get(name), asked[name]
+    for group in ("data", "model"):
+        pairs |= {f"{group} {name}": (found.get(group, {}).get(name), value) for name, value in asked[group].items()}
+    return [_describe(name, *pair) for name, pair in pairs.items() if str(pair[0]) != str(pair[1])]
+
+
+def _sample_weights(network: nn.Module, new: Collection[str]) -> str:
+    """16 hexadecimal digits of some values of each tensor that was loaded: a whole network may have many gigabytes."""
+    digest = xxhash.xxh3_64()
+    for name, tensor in network.state_dict().items():
+        if name not in new and torch.is_tensor(tensor) and not tensor.is_meta:
+            values = tensor.detach().reshape(-1)
+            some = values[:: max(1, len(values) // NUM_SAMPLES)].cpu().contiguous().view(torch.uint8)
+            digest.update(name.encode() + some.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _compare_runs(args: Arguments, adapter: Adapter | None, checkpoint: Path) -> None:
     """What the configuration of the checkpoint's run says about the network, where there is one."""
     file = checkpoint.parent / "config.yaml"
@@ -113,6 +229,8 @@ def _plain(value: Any) -> Any:
 
 def _describe(name: str, found: Any, asked: Any) -> str:
     flag = f" ({FLAGS[name]})" if name in FLAGS else ""
+    if isinstance(found, list) and isinstance(asked, list) and {*map(str, found)} == {*map(str, asked)}:
+        return f"{name}{flag}: in another order"
     if isinstance(found, list) and isinstance(asked, list):
         there, here = ([str(x) for x in a if x not in b] for a, b in ((found, asked), (asked, found)))
         return f"{name}{flag}: only in the checkpoint {_shorten(there)}, only here {_shorten(here)}"

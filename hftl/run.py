@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -27,15 +27,24 @@ from hftl.models.load import load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
 from hftl.models.quantization import check_quantization, is_quantized
 from hftl.records import RunRecord, compute_config_hash, count_cores, describe_environment, write_predictions
-from hftl.resume import check_adapter_of_checkpoint, check_checkpoint
+from hftl.resume import (
+    check_adapter_of_checkpoint,
+    check_checkpoint,
+    check_identity,
+    describe_identity,
+    is_resumable,
+    read_head,
+)
 from hftl.run_folder import (
     check_run_folder,
     explained_resources,
     find_checkpoint,
     open_run_folder,
     recorded,
+    resolve_checkpoint,
     save_artifacts,
 )
+from hftl.signals import StopOnSignal, handled
 from hftl.tasks import TASKS, build_task
 from hftl.tasks.base import Task, count_tokens
 from hftl.trainer import FineTuningTrainer
@@ -45,12 +54,20 @@ SHARED_MEMORY_BYTES = 2**31  # 8 workers with two batches each of 128 images of 
 
 
 @explained_resources()
-def run(args: Arguments, *, started: float | None = None) -> RunRecord:
+def run(
+    args: Arguments,
+    *,
+    started: float | None = None,
+    stop: StopOnSignal | None = None,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
+) -> RunRecord:
     """Train one model, evaluate it (on the test set once) and leave it in `args.training.output_dir`.
 
     Args:
         args: from `hftl.config.parse_args`.
         started: when the process started (`time.time()`), so that imports count as start-up.
+        stop: ends training with a checkpoint when the process gets a signal; None leaves signals alone.
+        callbacks: that training calls besides ours.
 
     Returns:
         The record that was also written to `run.json`.
@@ -59,6 +76,7 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         UserError: the arguments or the data are wrong; nothing was trained or written.
         TrainingDiverged: the loss stopped being finite; `run.json` says so.
         OutOfResources: memory or disk ran out; `run.json` says so.
+        Interrupted: a signal ended training; there is a checkpoint to go on from.
     """
     ledger = Ledger(started)
     with ledger.bucket("startup"):
@@ -80,9 +98,12 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         set_defaults(args, mode, loaded.network, task, len(rows["train"]))
         augmentation = mode.augmentation if args.data.augmentation == "auto" else args.data.augmentation
         collator = task.build_collator(processor, args.data, augmentation)
+        checkpoint, identity = find_checkpoint(args.training), describe_identity(args, examples, loaded)
     with ledger.bucket("train"), args.training.main_process_first():
-        wanted = mode.choose_head_init(task, args.model.head_init)
-        head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
+        head = read_head(checkpoint)
+        if checkpoint is None:
+            wanted = mode.choose_head_init(task, args.model.head_init)
+            head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
     with ledger.bucket("startup"):
         coverage = mode.cover(loaded.network, args.model, heads, sample_inputs(args, rows["train"], collator))
         network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type, loaded.new_tokens)
@@ -90,17 +111,22 @@ def run(args: Arguments, *, started: float | None = None) -> RunRecord:
         with ledger.bucket("train"):
             adapter_flops = initialize_adapter(network, args, rows["train"], collator)
         check_adapter_of_checkpoint(args, network)
+        check_identity(args, identity)
         folder = open_run_folder(args, network)
         collator = task.adapt_collator(collator, network)
         trainer = build_trainer(args, task, network, heads, examples, rows, collator, processor, ledger)
         trainer.meter.start_flops = head.get("flops", 0) + adapter_flops
+        trainer.manifest = identity | {"head": head}
+        stop = stop if is_resumable(args) else None
+        for callback in [*([] if stop is None else [stop]), *callbacks]:
+            trainer.add_callback(callback)
         record = start_record(args, examples, network, head, write_config(args, folder))
         record.model["coverage"] = coverage
         record.data |= described
-    with recorded(record, folder, ledger, trainer), PeakMemory() as memory:
+    with handled(stop), recorded(record, folder, ledger, trainer), PeakMemory() as memory:
         if mode.is_trained:
             with ledger.bucket("train"):
-                trainer.train(resume_from_checkpoint=find_checkpoint(args.training))
+                trainer.train(resume_from_checkpoint=checkpoint)
         for split in [name for name in ("validation", "test") if name in rows]:
             kept = trainer.predict_rows(rows[split])
             record.metrics[split] = task.compute_report(kept, rows[split], examples.labels)
@@ -170,8 +196,10 @@ def check_arguments(args: Arguments) -> None:
             "--auto_find_batch_size restarts with already trained weights (transformers 5.23). "
             "Choose --per_device_train_batch_size and --gradient_accumulation_steps."
         )
+    is_auto = (args.training.resume_from_checkpoint or "").lower() == "auto"
+    resolve_checkpoint(args)
     if "output_dir" in args.given:
-        check_run_folder(args.training)
+        check_run_folder(args.training, is_auto=is_auto)
     check_checkpoint(args)
     metric = args.training.metric_for_best_model
     if metric and args.training.greater_is_better is None and metric.removeprefix("eval_") != "loss":

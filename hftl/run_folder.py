@@ -1,6 +1,7 @@
 """The folder of one run: where it is, that nothing in it is overwritten, and what it holds at the end."""
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,12 +12,15 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers.trainer_utils import get_last_checkpoint
 
+from hftl.checkpoints import NAME, check_checkpoint_folder, clean, find_newest, supersede_later
 from hftl.config import Arguments
 from hftl.cost.ledger import Ledger
 from hftl.errors import OutOfResources, TrainingDiverged, UserError
-from hftl.records import RunRecord, redact
+from hftl.records import RECORD_FILE, RunRecord, redact
+from hftl.trainer import is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 BYTES_PER_TRAINED_PARAMETER = 12  # a checkpoint: fp32 weight and two AdamW moments
 
@@ -36,7 +40,16 @@ def open_run_folder(args: Arguments, network: torch.nn.Module) -> Path:
     if training.process_index == 0:
         _check_disk(folder, training, network)
         folder.mkdir(parents=True, exist_ok=True)
+        _make_room(folder, find_checkpoint(training))
     return folder
+
+
+def _make_room(folder: Path, checkpoint: str | None) -> None:
+    """Clear away what a killed run left half done, and the names that the resumed one will give again."""
+    clean(folder)
+    if checkpoint is not None and _is_inside(checkpoint, folder) and (match := NAME.fullmatch(Path(checkpoint).name)):
+        for name in supersede_later(folder, int(match[1])):
+            logger.warning("%s is kept as %s: the run goes on from step %s.", name[11:], folder / name, match[1])
 
 
 def _choose_folder(args: Arguments) -> str:
@@ -51,33 +64,93 @@ def _choose_folder(args: Arguments) -> str:
     return str(folder)
 
 
-def check_run_folder(training: Any) -> None:
-    """Look before anything is computed: is `--output_dir` free, or is there what `--resume_from_checkpoint` names?
+def check_run_folder(training: Any, *, is_auto: bool = False) -> None:
+    """Look before anything is computed: is `--output_dir` free, or does the run go on in it?
+
+    Args:
+        training: whose checkpoint is resolved.
+        is_auto: the folder may be that of a run that was killed before it had a checkpoint.
 
     Raises:
-        UserError: the folder is a file or holds files already, or there is no checkpoint.
+        UserError: the folder is a file, or holds files of something else.
     """
-    folder = Path(training.output_dir)
+    folder, checkpoint = Path(training.output_dir), find_checkpoint(training)
     if folder.is_file():
         raise UserError(f"--output_dir {folder} is a file.")
-    is_resumed = find_checkpoint(training) is not None
-    if folder.is_dir() and any(folder.iterdir()) and not is_resumed:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if checkpoint is None and is_auto and (folder / "config.yaml").is_file() and not _is_completed(folder):
+        return  # of a run that was killed before its first checkpoint
+    if checkpoint is None or not _is_inside(checkpoint, folder):
         raise UserError(
             f"{folder} already holds files. Give a new --output_dir, or --resume_from_checkpoint true to go on "
             "from the newest checkpoint in it."
         )
 
 
+def _is_completed(folder: Path) -> bool:
+    return (folder / RECORD_FILE).is_file() and RunRecord.read(folder).status == "completed"
+
+
+def _is_inside(checkpoint: str, folder: Path) -> bool:
+    return Path(checkpoint).absolute().parent == folder.absolute()
+
+
 def find_checkpoint(training: Any) -> str | None:
-    """The checkpoint folder that `--resume_from_checkpoint` means; `true` is the newest of the run's own."""
-    named, folder = training.resume_from_checkpoint, Path(training.output_dir)
+    """The checkpoint folder that this run goes on from, once `resolve_checkpoint` has decided."""
+    return training.resume_from_checkpoint
+
+
+def resolve_checkpoint(args: Arguments) -> None:
+    """Turn `--resume_from_checkpoint` into a folder whose files were checked, or None, for all processes alike.
+
+    A path means that checkpoint; `true` or `last` the newest of the run's own that counts; `auto` the same, or a start
+    from the beginning where there is none, so that a scheduler may give the same command each time.
+
+    Raises:
+        UserError: there is none, or the one named does not count.
+    """
+    training, answer = args.training, [None, None]
+    if training.process_index == 0:
+        try:
+            answer[0] = _choose_checkpoint(args)
+        except UserError as error:
+            answer[1] = str(error)
+    if training.world_size > 1:
+        broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    training.resume_from_checkpoint = answer[0]
+
+
+def _choose_checkpoint(args: Arguments) -> str | None:
+    named, folder = args.training.resume_from_checkpoint, Path(args.training.output_dir)
     if named is None or named.lower() == "false":
         return None
-    newest = get_last_checkpoint(folder) if folder.is_dir() else None
-    checkpoint = newest if named.lower() == "true" else named
-    if checkpoint is None or not Path(checkpoint).is_dir():
-        raise UserError(f"There is no checkpoint in {folder} to resume from (--resume_from_checkpoint {named}).")
-    return checkpoint
+    if named.lower() not in ("true", "last", "auto"):
+        if not Path(named).is_dir():
+            raise UserError(
+                f"There is no checkpoint in {folder} to resume from (--resume_from_checkpoint {named}). "
+                "Give the folder of a checkpoint, or true, last or auto."
+            )
+        if not args.model.allow_change:
+            check_checkpoint_folder(Path(named))
+        return named
+    newest, passed_over = find_newest(folder)
+    for sentence in passed_over:
+        logger.warning("%s", sentence)
+    if newest is not None:
+        logger.info("The run goes on from %s.", newest)
+        return str(newest)
+    reasons = " ".join(["", *passed_over])
+    if named.lower() == "auto" and "output_dir" not in args.given:
+        raise UserError("--resume_from_checkpoint auto needs --output_dir: where should the checkpoints be?")
+    if named.lower() != "auto":
+        raise UserError(
+            f"There is no checkpoint in {folder} to resume from (--resume_from_checkpoint {named}).{reasons}"
+        )
+    logger.info("There is no checkpoint in %s yet: the run starts from the beginning.", folder)
+    return None
 
 
 def _check_disk(folder: Path, training: Any, network: torch.nn.Module) -> None:
@@ -144,7 +217,7 @@ def explained_resources() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
+        if is_out_of_memory(error):
             raise OutOfResources(
                 f"Out of memory: {error}. Halve --per_device_train_batch_size and double "
                 "--gradient_accumulation_steps (the result stays the same), or shorten --max_length / --image_size."

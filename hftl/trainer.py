@@ -4,32 +4,41 @@ where there are some.
 - The loss is a sum over the labels of an optimizer step divided by their number, for any accumulation and any number
   of processes. Stock heads that take `**kwargs` but ignore `num_items_in_batch` scale it by both
   (huggingface/transformers#47688).
-- A checkpoint is read back whole, or not at all.
-- A loss that is not finite stops the run instead of being logged as 0.
+- A checkpoint counts once it is whole and on disk (`hftl.checkpoints`), is read back whole, or not at all, and going
+  on from it changes nothing (`hftl.progress`).
+- A loss or gradient that is not finite stops the run instead of being logged as 0.
 - Rows come in an order made from (seed, epoch); predictions keep the order of the data.
 - Time, tokens and FLOPs are counted as they are spent.
 """
 
+import logging
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, release_memory
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
+from hftl.checkpoints import clean, commit, rotate, staging_folder
 from hftl.cost.flops import count_flops, count_units
 from hftl.cost.ledger import Ledger
 from hftl.data.labels import IGNORED
 from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
 from hftl.errors import TrainingDiverged, UserError
+from hftl.progress import STATE_FILE, Progress, has_ended, read_state
 from hftl.tasks.base import Task
+
+logger = logging.getLogger(__name__)
 
 
 class SummedLoss:
@@ -55,7 +64,7 @@ class SummedLoss:
 
 
 class StopWhenNotFinite(TrainerCallback):
-    """End the run when a loss was NaN or infinite, before such weights are logged as fine or saved.
+    """End the run when a loss or gradient was NaN or infinite, before such weights are logged as fine or saved.
 
     On a CPU every step is checked. On an accelerator the check would wait for the device, so it is made when
     something is logged, evaluated or saved anyway. All processes stop together.
@@ -72,8 +81,8 @@ class StopWhenNotFinite(TrainerCallback):
             return
         if not gather(self.loss.is_finite).all():
             raise TrainingDiverged(
-                f"The loss is not finite at step {state.global_step} of {state.max_steps}. Nothing was saved since. "
-                "Lower --learning_rate, or add warm-up with --warmup_steps 0.1."
+                f"The loss or its gradient is not finite at step {state.global_step} of {state.max_steps}. "
+                "Nothing was saved since. Lower --learning_rate, or add warm-up with --warmup_steps 0.1."
             )
 
     def on_epoch_end(
@@ -100,6 +109,11 @@ def _own_names(network: torch.nn.Module) -> Iterator[None]:
         network.__dict__.pop("save_pretrained", None)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says so: on an accelerator by its type, on a CPU by the name of the allocator."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 class Meter:
     """What training consumed: examples, tokens and floating-point operations, without waiting for the device."""
 
@@ -120,6 +134,23 @@ class Meter:
             count = inputs["input_ids"].numel()
             self.num_tokens_padded += count
             self.num_tokens = self.num_tokens + (count if is_packed else inputs["attention_mask"].sum())
+
+    def state(self, num_processes: int) -> dict[str, Any]:
+        """What a checkpoint keeps, as plain numbers over all processes; the FLOPs of a unit are counted once a run."""
+        return {
+            "num_examples": int(self.num_examples) * num_processes,
+            "num_tokens": int(self.num_tokens) * num_processes,
+            "num_tokens_padded": self.num_tokens_padded * num_processes,
+            "flops_per_unit": self.flops_per_unit if math.isfinite(self.flops_per_unit) else None,
+            "start_flops": self.start_flops,
+        }
+
+    def restore(self, state: dict[str, Any], num_processes: int) -> None:
+        """Count on from what `state` returned."""
+        for name in ("num_examples", "num_tokens", "num_tokens_padded"):
+            setattr(self, name, state[name] // num_processes)
+        self.flops_per_unit = math.nan if state["flops_per_unit"] is None else state["flops_per_unit"]
+        self.start_flops = state["start_flops"]
 
     def summary(self, num_processes: int) -> dict[str, Any]:
         """The `cost` fields of a run record, over all processes (each sees an equal share)."""
@@ -160,7 +191,13 @@ class FineTuningTrainer(Trainer):
         self.meter = Meter()
         self.head_names = head_names
         self.head_learning_rate = head_learning_rate
+        self.manifest: dict[str, Any] = {}  # what a checkpoint says about its run, besides its files
+        self.resumed: TrainerState | None = None
+        self._staging: Path | None = None
         args = kwargs["args"]
+        # Checkpoints are deleted by us: the stock trainer goes by their time, and at the end deletes the newest.
+        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
+        args.restore_callback_states_from_checkpoint = False  # it builds callbacks anew; `Progress` restores them
         if args.device.type == "cuda" and args.dataloader_pin_memory:  # the step before is not waited for
             args.accelerator_config.non_blocking = True
         smoothing = args.label_smoothing_factor
@@ -168,7 +205,10 @@ class FineTuningTrainer(Trainer):
         self.use_cache = getattr(kwargs["model"].config, "use_cache", None)  # which Trainer changes
         super().__init__(compute_loss_func=loss, preprocess_logits_for_metrics=task.reduce, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss above is all there is: heads get no num_items_in_batch
+        self.loss = loss
+        self.progress = Progress(self)
         self.add_callback(StopWhenNotFinite(loss))
+        self.add_callback(self.progress)
 
     def get_train_dataloader(self) -> DataLoader:
         """Rows grouped by length (text) or shuffled, in an order made from (seed, epoch)."""
@@ -246,9 +286,29 @@ class FineTuningTrainer(Trainer):
         return int(flops * count_units(inputs)) if math.isfinite(flops) and "labels" in inputs else 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The stock evaluation, charged to evaluation."""
+        """The stock evaluation, charged to evaluation, in batches that fit, and with a word where no best can be."""
         with self.ledger.bucket("evaluation"):
-            return super().evaluate(*args, **kwargs)
+            metrics = self._in_smaller_batches(partial(super().evaluate, *args, **kwargs))
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if math.isnan(metrics.get(name, 0.0)):
+            logger.warning("%s is not a number at step %s: it cannot be the best.", name, self.state.global_step)
+        return metrics
+
+    def _in_smaller_batches(self, evaluate: Callable[[], Any]) -> Any:
+        """Try again with half the batch while memory does not suffice; a row's result does not depend on it.
+
+        Not with several processes, of which one may have memory left and wait for the others.
+        """
+        args = self.args
+        while True:
+            try:
+                return evaluate()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or args.world_size > 1 or args.per_device_eval_batch_size == 1:
+                    raise
+            args.per_device_eval_batch_size //= 2
+            logger.warning("Evaluation ran out of memory: again with batches of %s.", args.per_device_eval_batch_size)
+            release_memory()
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """The stock loop, in which a loss over tokens is the mean over tokens, not the mean of means over batches."""
@@ -257,11 +317,71 @@ class FineTuningTrainer(Trainer):
             output.metrics[name.replace("_token_loss", "_loss")] = output.metrics[name]
         return output
 
-    # Not documented hooks, for want of one: no callback is called before a save or after a load.
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """The stock training, which knows what it goes on from before it begins."""
+        if resume_from_checkpoint:
+            self.resumed = read_state(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint or None, **kwargs)
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
+        """The stock numbers, but no epoch for a run that had ended: the stock loop would train one more step."""
+        num_epochs, *others, max_steps = super().set_initial_training_values(*args, **kwargs)
+        has_no_step = self.resumed is not None and has_ended(self.resumed, max_steps)
+        return (0 if has_no_step else num_epochs, *others, max_steps)
+
+    # Not documented hooks, for want of one: no callback is called before a save or after a load, none gets the norm.
+    def _get_output_dir(self, trial: Any) -> str:
+        """The staging folder while a checkpoint is written."""
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The stock checkpoint, charged to saving, and under names that it can be resumed from."""
+        """The stock checkpoint, charged to saving, under names that it can be resumed from, and then committed."""
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        staging = staging_folder(folder, self.state.global_step)
         with self.ledger.bucket("save"), _own_names(self.accelerator.unwrap_model(self.model)):
-            super()._save_checkpoint(*args, **kwargs)
+            self.progress.pending_loss = float(gather(self._tr_loss.detach().reshape(1)).mean())
+            if self.args.should_save:
+                clean(folder)
+            self.accelerator.wait_for_everyone()
+            self._staging = staging
+            try:
+                super()._save_checkpoint(*args, **kwargs)
+                self._name_best(folder)
+                self.accelerator.wait_for_everyone()  # the files of every process are there
+                if self.args.should_save:
+                    self.state.save_to_json(str(staging / name / STATE_FILE))
+                    commit(staging / name, folder / name, {"step": self.state.global_step, **self.manifest})
+                    rotate(folder, self.checkpoint_limit, self.state.best_global_step)
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
+            finally:
+                self._staging = None
+            self.accelerator.wait_for_everyone()
+
+    def _name_best(self, folder: Path) -> None:
+        """The best checkpoint by the name that it will have; the stock method looked for it in the staging folder."""
+        step = self.state.best_global_step
+        if step and (step == self.state.global_step or (folder / f"checkpoint-{step}").is_dir()):
+            self.state.best_model_checkpoint = str(folder / f"checkpoint-{step}")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """The stock files, with the arguments as JSON: the stock file of them is a pickle, which may hold a token."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock norm. One that is not finite makes the weights so: it stops the run before they are saved.
+
+        In float16 it is expected now and then; the scaler leaves such a step out.
+        """
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if self.accelerator.scaler is None and self.loss.is_finite is not None:
+            self.loss.is_finite = self.loss.is_finite & torch.isfinite(torch.as_tensor(norm)).to(self.loss.is_finite)
+        return norm
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A checkpoint without all weights is an error; the stock trainer logs a line and goes on with other ones."""
@@ -278,7 +398,7 @@ class FineTuningTrainer(Trainer):
         compute_metrics, self.compute_metrics = self.compute_metrics, None  # which expects the rows of evaluation
         try:
             with self.ledger.bucket("evaluation"):
-                predictions = self.predict(ordered).predictions
+                predictions = self._in_smaller_batches(lambda: self.predict(ordered).predictions)
         finally:
             self.compute_metrics = compute_metrics
         kept = np.empty_like(predictions, dtype=np.float32)

@@ -34,12 +34,15 @@ RUNS = (
     "examples",
     "head_start",
     "adapter_start",
+    "progress",
+    "signals",
     "trainer",
     "run_folder",
     "resume",
     "predict",
     "merge",
     "run",
+    "verify_resume",
     "baselines",
 )  # each only those before it
 for position, name in enumerate(RUNS):

@@ -11,12 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import ViTImageProcessorPil
 
+from hftl.checkpoints import find_newest
 from hftl.config import parse_args
+from hftl.records import RunRecord
 from hftl.run import run
+from tests import tiny
 from tests.networks import IMAGE_SIZE, build_network, build_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -76,15 +80,15 @@ def as_words(settings):
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
 
 
-def launch(config, command, settings):
+def launch(config, command, settings, returns=0):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     path = ROOT / "accelerate_configs" / config
     command = [*LAUNCH, str(path), *command, *as_words(settings)]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, timeout=180, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert done.returncode == returns, done.stderr[-3000:]
+    return done.stdout if returns == 0 else done.stderr
 
 
 def train_in_two(settings):
@@ -164,7 +168,9 @@ def test_two_processes_go_on_in_the_middle_of_an_epoch_where_one_stopped(tmp_pat
     settings = write_images(tmp_path) | SETTINGS | {"mode": "full"}
     one, two = tmp_path / "one", tmp_path / "two"
     run(parse_args(as_words(settings | {"per_device_train_batch_size": 8, "output_dir": one})))
-    train_in_two(settings | {"output_dir": two, "resume_from_checkpoint": one / "checkpoint-9"})
+    train_in_two(
+        settings | {"output_dir": two, "resume_from_checkpoint": one / "checkpoint-9", "allow_change": "true"}
+    )
     assert_same_weights(one, two)
     before, after = read_weights(one / "checkpoint-9"), read_weights(one)
     assert (after["classifier.weight"] - before["classifier.weight"]).abs().max() > 1e-3
@@ -179,3 +185,89 @@ def test_a_recipe_runs_with_the_hardware_file_of_one_cpu(tmp_path, monkeypatch):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["status"], record["mode"], record["model"]["head"]["init"]) == ("completed", "probe", "probe")
     assert record["model"]["num_trainable_parameters"] == 3 * 16 + 3
+
+
+def write_dialogues(folder):
+    """What a language model learns from: a prompt and what follows."""
+    tiny.write_tiny_llama(folder / "llama")
+    words = {f"{split}_file": str(tiny.write_jsonl(folder / f"{split}.jsonl", tiny.make_completions(num_rows, seed)))
+             for seed, (split, num_rows) in enumerate(NUM_ROWS.items())}  # fmt: skip
+    return words | {"model_name_or_path": str(folder / "llama"), "task": "causal-lm"}
+
+
+WRITERS = {"texts": write_texts, "images": write_images, "dialogues": write_dialogues}
+CASES = [(kind, mode) for kind in WRITERS for mode in ("full", "peft", "scratch")]
+DIVISIONS = {"two": (4, 1), "accumulated": (4, 2)}  # rows of a micro-batch in a process, micro-batches of a step
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory):
+    """Folders of the same runs: in one process, in one that accumulates, and all of them in one start of two."""
+    folder = tmp_path_factory.mktemp("divided")
+    commands, folders = [], {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HFTL_CACHE", str(folder / "cache"))
+        for kind, mode in CASES:
+            (folder / kind).mkdir(exist_ok=True)
+            settings = WRITERS[kind](folder / kind) | SETTINGS | {"mode": mode, "max_steps": 7, "save_strategy": "no"}
+            settings |= {"head_init": "auto"} if kind == "dialogues" else {}
+            made = {name: folder / kind / f"{mode}-{name}" for name in ("whole", *DIVISIONS)}
+            folders[kind, mode] = made
+            run(parse_args(as_words(settings | {"per_device_train_batch_size": 8, "output_dir": made["whole"]})))
+            small = settings | {"per_device_train_batch_size": 4}
+            run(parse_args(as_words(small | {"gradient_accumulation_steps": 2, "output_dir": made["accumulated"]})))
+            commands.append(as_words(small | {"output_dir": made["two"]}))
+        (folder / "runs.json").write_text(json.dumps(commands))
+        launch("multi_cpu.yaml", ["tests/many_runs.py", str(folder / "runs.json")], {})
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize(("kind", "mode"), CASES)
+def test_a_step_is_the_same_however_it_is_divided(divided, kind, mode, division):
+    """The seventh step is in the second epoch; the sixth has a single row, for which accumulation has nothing left."""
+    folders = divided[kind, mode]
+    losses = [[e["loss"] for e in RunRecord.read(folders[n]).history if "loss" in e] for n in ("whole", division)]
+    assert len(losses[0]) == 7
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-6, rtol=1e-6)
+    (file,) = (path.name for path in folders["whole"].glob("*.safetensors"))
+    first, second = (load_file(folders[name] / file) for name in ("whole", division))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, atol=1e-6, rtol=1e-6, msg=key)
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_told_to_stop_and_both_save_and_go_on(texts, tmp_path, monkeypatch):
+    """The launcher ends with 1 and names the code of the process; the record says that the run was interrupted."""
+    _, two, _ = texts
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
+    settings = yaml.safe_load((two / "config.yaml").read_text()) | {"use_cpu": "true", "output_dir": tmp_path / "run"}
+    (tmp_path / "runs.json").write_text(json.dumps([as_words(settings)]))
+    command = ["tests/many_runs.py", str(tmp_path / "runs.json")]
+    message = launch("multi_cpu.yaml", [*command, "--end", "SIGTERM", "3"], {}, returns=1)
+    assert (
+        message.count("hftl: Stopped after step 4 of 11; a checkpoint is saved. Go on with the same launch and:") == 1
+    )
+    assert "exitcode  : 75" in message
+    assert RunRecord.read(tmp_path / "run").status == "interrupted"
+    rest = as_words(settings | {"resume_from_checkpoint": "true"})
+    (tmp_path / "runs.json").write_text(json.dumps([rest]))
+    launch("multi_cpu.yaml", command, {})
+    first, second = read_weights(two), read_weights(tmp_path / "run")
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert RunRecord.read(tmp_path / "run").cost["num_steps"] == 11
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_job_with_a_message(texts, tmp_path, monkeypatch):
+    _, two, _ = texts
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
+    settings = yaml.safe_load((two / "config.yaml").read_text()) | {"use_cpu": "true", "output_dir": tmp_path / "run"}
+    (tmp_path / "runs.json").write_text(json.dumps([as_words(settings | {"save_steps": 2})]))
+    command = ["tests/many_runs.py", str(tmp_path / "runs.json"), "--end", "SIGKILL", "3"]
+    message = launch("multi_cpu.yaml", command, {}, returns=1)
+    assert "rank      : 1" in message and "Signal 9 (SIGKILL)" in message
+    newest, reasons = find_newest(tmp_path / "run")
+    assert newest.name == "checkpoint-2" and not reasons

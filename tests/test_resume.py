@@ -103,9 +103,11 @@ def test_another_base_is_refused_and_a_moved_one_is_not(refused, checkpoints, tr
     file = checkpoint / "adapter_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"base_model_name_or_path": "/elsewhere/roberta"}))
-    assert "base_model_name_or_path: 'roberta' in the checkpoint, 'bert' here" in refused(checkpoint, "peft")
+    assert "base_model_name_or_path: 'roberta' in the checkpoint, 'bert' here" in refused(
+        checkpoint, "peft", "--allow_change"
+    )
     file.write_text(json.dumps(config | {"base_model_name_or_path": "/elsewhere/bert"}))
-    train(tmp_path / "out", "peft", "--resume_from_checkpoint", checkpoint)
+    train(tmp_path / "out", "peft", "--resume_from_checkpoint", checkpoint, "--allow_change")
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,46 @@ def test_all_processes_stop_when_the_loss_of_one_is_not_finite(monkeypatch):
         check(args, TrainerState(), TrainerControl())
 
 
+@pytest.mark.parametrize("clipped", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_saved(clipped, tmp_path):
+    """The loss of that step is fine; the next one is not, but a checkpoint may be due between them."""
+    settings = {"max_grad_norm": clipped, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
+    trainer = build_trainer(tmp_path, "bert", build_network("bert"), build_rows("bert"), **settings)
+    bias = trainer.model.classifier.bias
+    bias.register_hook(lambda gradient: gradient * (torch.inf if trainer.state.global_step == 2 else 1))
+    with pytest.raises(TrainingDiverged, match="loss or its gradient is not finite at step 3 of 6"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_metric_that_is_not_a_number_is_named(tmp_path, caplog):
+    trainer = build_diverging_trainer(tmp_path, metric_for_best_model="loss", per_device_eval_batch_size=24)
+    trainer.evaluate()
+    assert "eval_loss is not a number at step 0: it cannot be the best." in caplog.text
+
+
+@pytest.mark.parametrize("call", ["evaluate", "predict_rows"])
+def test_evaluation_out_of_memory_goes_on_with_half_the_batch(call, tmp_path, caplog):
+    rows = build_rows("bert")
+    trainer = build_trainer(tmp_path, "bert", build_network("bert"), rows)
+    expected = trainer.predict_rows(rows)
+    step = trainer.prediction_step
+
+    def crowd(model, inputs, *args, **kwargs):
+        if len(inputs["labels"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return step(model, inputs, *args, **kwargs)
+
+    trainer.prediction_step = crowd
+    found = getattr(trainer, call)(rows)
+    assert trainer.args.per_device_eval_batch_size == 2 and "again with batches of 2." in caplog.text
+    if call == "predict_rows":
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    trainer.prediction_step = lambda *args, **kwargs: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.evaluate()
+
+
 @pytest.mark.parametrize("event", ["on_step_end", "on_epoch_end"])
 def test_an_accelerator_is_asked_only_when_something_is_logged_evaluated_or_saved(event):
     loss = build_loss(REGRESSION)

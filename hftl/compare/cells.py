@@ -20,7 +20,7 @@ from hftl.allocator import give_back_freed_memory
 from hftl.baselines import BASELINES, run_baseline
 from hftl.compare.plan import Cell, parse_cell
 from hftl.config import Arguments
-from hftl.errors import OutOfResources, TrainingDiverged
+from hftl.errors import Interrupted, OutOfResources, TrainingDiverged
 from hftl.records import RECORD_FILE, RunRecord, describe_environment, redact, write_atomically
 from hftl.run import run
 
@@ -141,6 +141,8 @@ def _launch(job: Job, staging: Path) -> None:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     finally:
         file.unlink(missing_ok=True)
+    if result.returncode == Interrupted.exit_code:
+        raise Interrupted(result.stderr.strip()[-2000:])
     if result.returncode:
         failure = {TrainingDiverged.exit_code: TrainingDiverged, OutOfResources.exit_code: OutOfResources}
         raise failure.get(result.returncode, RuntimeError)(result.stderr.strip()[-2000:])

@@ -4,7 +4,7 @@ It must not know what it times: the caller names the bucket.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 BUCKETS = ("startup", "train", "evaluation", "save", "other")
@@ -52,6 +52,11 @@ class Ledger:
         self._charge()
         wall = {"wall_seconds": sum(self._seconds.values())}
         return wall | {f"{name}_seconds": value for name, value in self._seconds.items()}
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Charge what an earlier process spent on the same work, as `seconds` returned it."""
+        for name in BUCKETS:
+            self._seconds[name] += seconds.get(f"{name}_seconds", 0.0)
 
     def _charge(self) -> None:
         now = self._clock()

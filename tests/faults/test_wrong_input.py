@@ -452,10 +452,10 @@ def test_a_run_that_diverges_ends_with_code_3_and_leaves_no_model(train):
     code, message = train("--learning_rate", "1e30", "--warmup_steps", "0")
 
     assert code == 3
-    _assert_says(r"The loss is not finite at step \d of 2.*Lower --learning_rate", message)
+    _assert_says(r"The loss or its gradient is not finite at step \d of 2.*Lower --learning_rate", message)
     record = RunRecord.read("out")
     assert record.status == "diverged"
-    assert "The loss is not finite" in record.error
+    assert "The loss or its gradient is not finite" in record.error
     assert sorted(os.listdir("out")) == ["config.yaml", "run.json"]
 
 
