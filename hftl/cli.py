@@ -24,6 +24,7 @@ verbs:
   compare  [EXPERIMENT.yaml]: run every arm on a ladder of label numbers and say which wins; without a file, an example
   report   FOLDER: write the report of a comparison again from what its folder holds
   adapters list the methods of --mode peft
+  predict  MODEL INPUT: answer rows of a file, a folder, a data set or the standard input
   merge    RUN OUT: fold the adapter of a run into the weights, check that the answers stay, leave a plain checkpoint
 
 examples:
@@ -226,6 +227,69 @@ def merge(argv: list[str]) -> None:
     print(f"saved in {options.out}")
 
 
+def predict(argv: list[str]) -> None:
+    """`hftl predict MODEL INPUT`: what a trained network says of rows without labels, in their order."""
+    parser = _model_parser("predict", predict)
+    parser.add_argument(
+        "input", help="csv, tsv, json(l), parquet, txt (a row a line), images, data set[:SPLIT], or - for lines"
+    )
+    parser.add_argument("--output_file", help=".jsonl, .csv or .parquet; default: a table, or JSON lines in a pipe")
+    parser.add_argument("--top_k", type=int, default=1, help="classes named for each row")
+    parser.add_argument("--threshold", type=float, default=0.5, help="probability of a label, where several may hold")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="of what a language model writes")
+    parser.add_argument("--on_bad_rows", choices=("error", "skip"), default="error", help="skip: an empty answer")
+    options = parser.parse_args(argv)
+    _prepare_libraries()
+    from hftl.predict import PredictRequest
+    from hftl.predict import predict as predict_rows
+    from hftl.tasks.base import AnswerOptions
+
+    request = PredictRequest(
+        options.model,
+        options.input,
+        options.output_file,
+        AnswerOptions(options.top_k, options.threshold, options.max_new_tokens),
+        options.on_bad_rows,
+        _batch_size(options.batch_size),
+        options.model_revision,
+        {name: getattr(options, name) for name in MODEL_DATA_FLAGS},
+    )
+    print(predict_rows(request, lines=sys.stdin, stream=sys.stdout), file=sys.stderr)
+
+
+# Flags of `hftl train` that say how rows are read.
+MODEL_DATA_FLAGS = ("text_columns", "image_column", "max_length", "dataset_config", "dataset_revision")
+
+
+def _model_parser(verb: str, function: Callable) -> "_Parser":
+    """What every verb takes that asks a trained network."""
+    parser = _Parser(prog=f"hftl {verb}", description=function.__doc__, allow_abbrev=False)
+    parser.add_argument("model", help="run folder, checkpoint or adapter folder, Hub id, or bundled:NAME")
+    parser.add_argument("--model_revision", default="main", help="revision of a Hub model")
+    parser.add_argument("--batch_size", default="auto", help="rows a pass; default: auto")
+    parser.add_argument("--text_columns", nargs="+", help="default: as in training")
+    parser.add_argument("--image_column", help="default: as in training")
+    parser.add_argument("--max_length", type=int, help="longest text in tokens; default: as in training")
+    parser.add_argument("--dataset_config", help="configuration name of a Hub data set")
+    parser.add_argument("--dataset_revision", help="revision of a Hub data set")
+    return parser
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise UserError(f"--batch_size is {text!r}; give a number of rows, or auto.")
+    return int(text)
+
+
+def _prepare_libraries() -> None:
+    """For verbs that compute: threads that do not spin, logs of ours alone."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    _configure_logging()
+    _quiet_libraries()
+
+
 def _print_verdict(folder: Path) -> None:
     import json
 
@@ -317,5 +381,6 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare,
     "report": report,
     "adapters": adapters,
+    "predict": predict,
     "merge": merge,
 }

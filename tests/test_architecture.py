@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "records": {"errors"},
     "assets": {"errors"},
     "allocator": set(),
+    "outputs": {"errors"},
     "yaml_file": {"errors"},
     "config": {
         "errors",
@@ -37,13 +38,16 @@ RUNS = (
     "trainer",
     "run_folder",
     "resume",
-    "predict",
     "merge",
+    "model_source",
+    "predictor",
+    "predict",
     "run",
     "baselines",
 )  # each only those before it
 for position, name in enumerate(RUNS):
     MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "tasks", "models", *RUNS[:position]}
+MAY_IMPORT["predict"] |= {"outputs"}
 MAY_IMPORT["resume"] |= {"yaml_file"}  # the configuration of the run that it goes on with
 # A comparison plans runs and reads their records; how a run works it does not know.
 STUDIES = {*BASE, "run", "baselines", "examples", "metrics", "cost", "tasks", "yaml_file", "data.subsets", "data.load"}
@@ -59,7 +63,7 @@ MAY_IMPORT |= {
 }
 ONLY_IMPORTER = {
     "evaluate": {"metrics"},
-    "peft": {"models", "merge", "predict"},
+    "peft": {"models", "merge", "model_source", "predictor"},
     "bitsandbytes": {"models"},
     "psutil": {"cost", "cli"},
 }
