@@ -25,6 +25,7 @@ verbs:
   report   FOLDER: write the report of a comparison again from what its folder holds
   adapters list the methods of --mode peft
   predict  MODEL INPUT: answer rows of a file, a folder, a data set or the standard input
+  evaluate MODEL DATA: the metrics of a trained model on data with labels, with intervals, beside those of its run
   merge    RUN OUT: fold the adapter of a run into the weights, check that the answers stay, leave a plain checkpoint
 
 examples:
@@ -130,11 +131,10 @@ def run_recipe(
     from hftl.config import parse_args
 
     args = parse_args(argv, default_config=default_config("wordnet.yaml"), mode=mode, settings=settings)
-    from hftl.baselines import BASELINES, run_baseline
-    from hftl.run import run
+    from hftl.api import train_parsed
 
     _quiet_libraries()
-    record = (run_baseline if args.model.mode in BASELINES else run)(args, started=started)
+    record = train_parsed(args, started=started)
     if args.training.process_index == 0:
         print(_summarize(record, args.training.output_dir))
 
@@ -255,6 +255,30 @@ def predict(argv: list[str]) -> None:
         {name: getattr(options, name) for name in MODEL_DATA_FLAGS},
     )
     print(predict_rows(request, lines=sys.stdin, stream=sys.stdout), file=sys.stderr)
+
+
+def evaluate(argv: list[str]) -> None:
+    """`hftl evaluate MODEL DATA`: the metrics of a trained network on data with labels, beside those of its run."""
+    parser = _model_parser("evaluate", evaluate)
+    parser.add_argument(
+        "data", help="file, folder, Hub id or bundled:NAME, with :SPLIT; default: test or the only one"
+    )
+    parser.add_argument("--label_column", help="default: as in training")
+    parser.add_argument("--output_file", type=Path, help="all of it as JSON")
+    options = parser.parse_args(argv)
+    _prepare_libraries()
+    from hftl.evaluation import evaluate as evaluate_rows
+    from hftl.predictor import load
+    from hftl.records import write_json
+
+    changes = {name: getattr(options, name) for name in (*MODEL_DATA_FLAGS, "label_column")}
+    batch_size = _batch_size(options.batch_size)
+    predictor = load(options.model, revision=options.model_revision, batch_size=batch_size, **changes)
+    evaluation = evaluate_rows(predictor, options.data)
+    _print_lines(evaluation.lines())
+    if options.output_file:
+        write_json(options.output_file, evaluation.as_dict())
+        print(f"saved in {options.output_file}")
 
 
 # Flags of `hftl train` that say how rows are read.
@@ -382,5 +406,6 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "adapters": adapters,
     "predict": predict,
+    "evaluate": evaluate,
     "merge": merge,
 }

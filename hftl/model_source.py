@@ -6,6 +6,7 @@ Everything is read from configuration files, and of a run from its record; weigh
 
 import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import transformers
 from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hftl.assets import resolve_model
@@ -102,7 +104,8 @@ def load_network(source: ModelSource) -> LoadedSource:
     processor = _load_processor(source)
     if torch.cuda.is_available() and task.modality == "language" and source.record is None:
         model = replace(model, dtype="bfloat16")  # as such checkpoints are published; float32 would be twice as much
-    loaded = load_pretrained(model, task, load_config(model, task, processor, source.labels))
+    with _without_report():
+        loaded = load_pretrained(model, task, load_config(model, task, processor, source.labels))
     network = loaded.network
     if source.adapter is not None:
         network = _put_adapter(network, source)
@@ -112,6 +115,17 @@ def load_network(source: ModelSource) -> LoadedSource:
             f"{task.name} yet. Train it with `hftl train` and name the run folder."
         )
     return LoadedSource(source, network.eval(), processor)
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' table of weights that are missing: an adapter brings them, else it is an error of ours."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _find_run(path: Path) -> Path | None:
@@ -196,6 +210,6 @@ def _put_adapter(network: nn.Module, source: ModelSource) -> nn.Module:
             return PeftModel.from_pretrained(network, source.adapter)
     except RuntimeError as error:  # torch's, on sizes
         raise UserError(
-            f"The adapter {source.name} does not fit {source.model.model_name_or_path} with {source.labels.num_labels} "
-            f"labels: {str(error).splitlines()[-1].strip()}. A config.json beside the adapter would name its labels."
+            f"The adapter {source.name} does not fit {source.model.model_name_or_path} with "
+            f"{source.labels.num_labels} labels: {str(error).splitlines()[-1].strip()}. A config.json beside the adapter would name its labels."
         ) from error

@@ -48,7 +48,9 @@ class PredictReport:
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.num_rows:,} rows in {self.seconds:.1f} s: {self.num_rows / max(self.seconds, 1e-9):,.1f} a second"
+        return (
+            f"{self.num_rows:,} rows in {self.seconds:.1f} s: {self.num_rows / max(self.seconds, 1e-9):,.1f} a second"
+        )
 
 
 @explained_resources()

@@ -1,7 +1,7 @@
 """Rows to be predicted, window by window, from any source: never more of a file in memory than one window.
 
-A source is `-` (lines), a table, a text with one row a line, an image, a folder of images, or a data set as in training,
-with `:SPLIT` behind its name. Labels are not looked at, and columns are not chosen here.
+A source is `-` (lines), a table, a text with one row a line, an image, a folder of images, or a data set as in
+training, with `:SPLIT` behind its name. Labels are not looked at, and columns are not chosen here.
 """
 
 import gzip

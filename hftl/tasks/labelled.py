@@ -81,7 +81,9 @@ class LabelledTask(Task):
             return {"value": values.tolist()}
         order = np.argsort(-values, axis=1, kind="stable")  # [N, C]
         if info.problem_type == MULTI:
-            chosen = [[place for place in row if p[place] >= options.threshold] for row, p in zip(order, values)]
+            chosen = [
+                [place for place in row if p[place] >= options.threshold] for row, p in zip(order, values, strict=True)
+            ]
             return {
                 "labels": [[info.names[place] for place in row] for row in chosen],
                 "probabilities": [p[row].tolist() for row, p in zip(chosen, values, strict=True)],
