@@ -51,6 +51,11 @@ class ModelSource:
     adapter: str | None = None
     record: RunRecord | None = field(default=None, repr=False)
 
+    @property
+    def num_inputs(self) -> int | None:
+        """Columns that a row had in training, such as 2 for pairs of texts; None where nobody wrote it down."""
+        return len(self.record.data.get("inputs", ())) or None if self.record else None
+
 
 @dataclass(frozen=True)
 class LoadedSource:
@@ -209,7 +214,8 @@ def _put_adapter(network: nn.Module, source: ModelSource) -> nn.Module:
         with explained_loading(source.adapter):
             return PeftModel.from_pretrained(network, source.adapter)
     except RuntimeError as error:  # torch's, on sizes
+        base, count = source.model.model_name_or_path, source.labels.num_labels
         raise UserError(
-            f"The adapter {source.name} does not fit {source.model.model_name_or_path} with "
-            f"{source.labels.num_labels} labels: {str(error).splitlines()[-1].strip()}. A config.json beside the adapter would name its labels."
+            f"The adapter {source.name} does not fit {base} with {count} labels: "
+            f"{str(error).splitlines()[-1].strip()}. A config.json beside the adapter would name its labels."
         ) from error

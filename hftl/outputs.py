@@ -93,17 +93,28 @@ def _write_csv(target: Path) -> Iterator[Write]:
 
 @contextmanager
 def _write_parquet(target: Path) -> Iterator[Write]:
+    """Rows wait until each column has shown its type, or until the end."""
     with contextlib.ExitStack() as stack:
         writer: list[pq.ParquetWriter] = []
+        waiting: list[Rows] = []
 
-        def write(columns: Rows) -> None:
-            schema = writer[0].schema if writer else None
-            table = pa.table(dict(columns), schema=schema)
-            if not writer:
+        def write(columns: Rows, is_last: bool = False) -> None:
+            if writer:
+                writer[0].write_table(pa.table(dict(columns), schema=writer[0].schema))
+                return
+            waiting.append(columns)
+            table = pa.table({name: [value for rows in waiting for value in rows[name]] for name in columns})
+            if is_last or not any(map(_is_untyped, table.schema.types)):
                 writer.append(stack.enter_context(pq.ParquetWriter(target, table.schema)))
-            writer[0].write_table(table)
+                writer[0].write_table(table)
 
         yield write
+        if waiting and not writer:
+            write({name: [] for name in waiting[0]}, is_last=True)
+
+
+def _is_untyped(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or (pa.types.is_list(kind) and pa.types.is_null(kind.value_type))
 
 
 @contextmanager

@@ -129,7 +129,8 @@ class Predictor:
                 "--on_bad_rows skip, which leaves its answer empty."
             )
         good = [index for index, fault in enumerate(faults) if not fault]
-        found = self._answer_good({n: [v[i] for i in good] for n, v in columns.items()}, options) if good else {}
+        kept, encoded = self._ask({n: [v[i] for i in good] for n, v in columns.items()}, options) if good else ([], {})
+        found = self.task.decode(kept, encoded, self.processor, self.source.labels, options)
         answers: dict[str, list] = {"row_id": list(range(first, first + len(faults)))}
         for name, values in found.items():
             spread: list = [None] * len(faults)
@@ -138,7 +139,8 @@ class Predictor:
             answers[name] = spread
         return answers
 
-    def _answer_good(self, columns: dict[str, list], options: AnswerOptions) -> dict[str, list]:
+    def _ask(self, columns: dict[str, list], options: AnswerOptions) -> tuple[list[np.ndarray], dict[str, list]]:
+        """What is kept of each row's answer, and what was read of it."""
         encoded = self.task.encode(columns, self.processor, self.source.data)
         num_rows = len(next(iter(encoded.values())))
         rows = [{name: values[index] for name, values in encoded.items()} for index in range(num_rows)]
@@ -148,8 +150,7 @@ class Predictor:
         def ask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
             return self.task.answer(self.network, batch, self.processor, options)
 
-        kept = self.run_batches(rows, ask)
-        return self.task.decode(kept, encoded, self.processor, self.source.labels, options)
+        return self.run_batches(rows, ask), encoded
 
     @torch.inference_mode()
     def run_batches(
@@ -213,7 +214,9 @@ class Predictor:
         if self.task.modality == "text" and kinds <= {tuple, list}:
             if any(len(row) != 2 for row in rows):
                 raise UserError("A pair is two texts; found one of another length.")
+            self._check_inputs(["text", "text_pair"])
             return {"text": [row[0] for row in rows], "text_pair": [row[1] for row in rows]}
+        self._check_inputs([name])
         return {"messages" if self.task.modality == "language" and kinds == {list} else name: list(rows)}
 
     def choose_columns(self, features: datasets.Features) -> dict[str, str]:
@@ -223,10 +226,14 @@ class Predictor:
             UserError: none or several could be meant, or the network was trained on pairs and these are none.
         """
         chosen = self.task.choose_inputs(features, self.source.data)
-        wanted = self.source.data.text_columns
-        if self.task.modality == "text" and wanted and len(wanted) != len(chosen):
-            raise UserError(f"{self.source.name} reads {len(wanted)} texts a row; found {', '.join(chosen)}.")
+        self._check_inputs(list(chosen))
         return chosen
+
+    def _check_inputs(self, found: list[str]) -> None:
+        wanted = self.source.num_inputs
+        if self.task.modality == "text" and wanted not in (None, len(found)):
+            names = "a text and its pair" if wanted == 2 else "one text"
+            raise UserError(f"{self.source.name} reads {names} a row; found {', '.join(found)}. Name the columns.")
 
     def rename(self, table: dict[str, list], features: datasets.Features) -> dict[str, list]:
         """The chosen columns of a table under their canonical names."""

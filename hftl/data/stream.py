@@ -124,11 +124,11 @@ def _stream_images(folder: Path) -> Stream:
     if not paths:
         raise UserError(f"{folder} holds no images.")
     named = [str(path.relative_to(folder)) for path in paths]
-    return _stream_columns({"image": [str(path) for path in paths], "file": named})
+    return _stream_image_columns({"image": [str(path) for path in paths], "file": named})
 
 
-def _stream_columns(columns: dict[str, list[str]]) -> Stream:
-    features = datasets.Features({name: datasets.Value("string") for name in columns})
+def _stream_image_columns(columns: dict[str, list[str]]) -> Stream:
+    features = datasets.Features({"image": datasets.Image(decode=False)})
     num_rows = len(next(iter(columns.values())))
 
     def read(names: list[str], size: int) -> Iterator[Window]:
@@ -142,7 +142,7 @@ def _stream_file(path: Path, modality: str) -> Stream:
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); give rows.")
     if modality == "image" and files.is_image(path):
-        return _stream_columns({"image": [str(path)], "file": [path.name]})
+        return _stream_image_columns({"image": [str(path)], "file": [path.name]})
     kind = files.TABLE_FORMATS.get(files.ending(path))
     if kind == "parquet":
         return _stream_parquet(path)

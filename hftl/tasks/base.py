@@ -191,7 +191,7 @@ class Task(ABC):
         """The columns that a user reads, one value a row, in the user's words.
 
         Args:
-            kept: row by row what `answer` kept, in the order of `rows`.
+            kept: row by row what `answer` kept, in the order of `rows`; there may be none.
             rows: what `encode` made of them.
             processor: tokenizer or image processor.
             info: the `LabelInfo`.

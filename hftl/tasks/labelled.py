@@ -76,7 +76,8 @@ class LabelledTask(Task):
     def decode(
         self, kept: list[np.ndarray], rows: dict[str, list], processor: Any, info: LabelInfo, options: AnswerOptions
     ) -> dict[str, list]:
-        values = compute_probabilities(np.stack(kept), info.problem_type)  # [N, C], of a regression [N]
+        logits = np.stack(kept) if kept else np.empty((0, info.num_labels))
+        values = compute_probabilities(logits, info.problem_type)  # [N, C], of a regression [N]
         if info.problem_type == REGRESSION:
             return {"value": values.tolist()}
         order = np.argsort(-values, axis=1, kind="stable")  # [N, C]
