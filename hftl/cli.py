@@ -26,6 +26,7 @@ verbs:
   adapters list the methods of --mode peft
   predict  MODEL INPUT: answer rows of a file, a folder, a data set or the standard input
   evaluate MODEL DATA: the metrics of a trained model on data with labels, with intervals, beside those of its run
+  export   MODEL OUT: a text or image classifier as ONNX, checked against it on real rows; --quantize int8
   merge    RUN OUT: fold the adapter of a run into the weights, check that the answers stay, leave a plain checkpoint
 
 examples:
@@ -281,6 +282,28 @@ def evaluate(argv: list[str]) -> None:
         print(f"saved in {options.output_file}")
 
 
+def export(argv: list[str]) -> None:
+    """`hftl export MODEL OUT`: a text or image classifier as ONNX, measured against the network on real rows."""
+    parser = _Parser(prog="hftl export", description=export.__doc__, allow_abbrev=False)
+    parser.add_argument("model", help="run folder, checkpoint or adapter folder, Hub id, or bundled:NAME")
+    parser.add_argument("out", type=Path, help="new folder for model.onnx, configuration and processor")
+    parser.add_argument("--format", choices=("onnx",), default="onnx")
+    parser.add_argument("--quantize", choices=("none", "int8"), default="none", help="int8: model_int8.onnx as well")
+    parser.add_argument("--data", help="rows with labels to ask; default: the test rows of the run")
+    parser.add_argument("--tolerance", type=float, help="largest change of a logit, in units of the logits' spread")
+    parser.add_argument("--model_revision", default="main", help="revision of a Hub model")
+    options = parser.parse_args(argv)
+    _prepare_libraries()
+    from hftl.export import TOLERANCE, export_onnx
+    from hftl.predictor import load
+
+    tolerance = TOLERANCE if options.tolerance is None else options.tolerance
+    predictor = load(options.model, revision=options.model_revision)
+    report = export_onnx(predictor, options.out, quantize=options.quantize, data=options.data, tolerance=tolerance)
+    _print_lines(f"{name}: {difference}" for name, difference in report.items())
+    print(f"saved in {options.out}")
+
+
 # Flags of `hftl train` that say how rows are read.
 MODEL_DATA_FLAGS = ("text_columns", "image_column", "max_length", "dataset_config", "dataset_revision")
 
@@ -407,5 +430,6 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "adapters": adapters,
     "predict": predict,
     "evaluate": evaluate,
+    "export": export,
     "merge": merge,
 }

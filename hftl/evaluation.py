@@ -87,7 +87,8 @@ def evaluate(predictor: Predictor, source: str) -> Evaluation:
     Raises:
         UserError: the data cannot be read, or has labels that the network does not know.
     """
-    rows, kept = score_rows(predictor, source)
+    rows = prepare_rows(predictor, source)
+    kept = score_rows(predictor, rows)
     task, info = predictor.task, predictor.source.labels
     report = task.compute_report(kept, rows, info)
     scores = {name: value for name, value in report.items() if isinstance(value, float)}
@@ -104,13 +105,22 @@ def evaluate(predictor: Predictor, source: str) -> Evaluation:
     )
 
 
-def score_rows(predictor: Predictor, source: str) -> tuple[datasets.Dataset, np.ndarray]:
-    """Prepared rows of a source with labels, and what the task keeps of each, [N, K]."""
-    task, info, data = predictor.task, predictor.source.labels, predictor.source.data
+def prepare_rows(predictor: Predictor, source: str) -> datasets.Dataset:
+    """Model inputs of a source with labels that the network knows."""
     name, split = split_name(source)
-    raw = pick_split(load_splits(name_source(data, name)), split, name)
-    known = task.read_known(raw, data, info)
-    rows = task.prepare(known, predictor.processor, data, compute_fingerprint(known))
+    return encode_rows(predictor, pick_split(load_splits(name_source(predictor.source.data, name)), split, name))
+
+
+def encode_rows(predictor: Predictor, raw: datasets.Dataset) -> datasets.Dataset:
+    """Raw rows with labels -> model inputs."""
+    task, data = predictor.task, predictor.source.data
+    known = task.read_known(raw, data, predictor.source.labels)
+    return task.prepare(known, predictor.processor, data, compute_fingerprint(known))
+
+
+def score_rows(predictor: Predictor, rows: datasets.Dataset) -> np.ndarray:
+    """What the task keeps of each prepared row, [N, K]."""
+    task = predictor.task
 
     def ask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
@@ -122,7 +132,7 @@ def score_rows(predictor: Predictor, source: str) -> tuple[datasets.Dataset, np.
             window = rows.select(range(start, min(start + predictor.window_size, len(rows)))).to_list()
             kept += predictor.run_batches(window, ask)
             bar.update(len(window))
-    return rows, np.stack(kept)
+    return np.stack(kept)
 
 
 def compute_intervals(

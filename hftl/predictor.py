@@ -144,8 +144,7 @@ class Predictor:
         encoded = self.task.encode(columns, self.processor, self.source.data)
         num_rows = len(next(iter(encoded.values())))
         rows = [{name: values[index] for name, values in encoded.items()} for index in range(num_rows)]
-        if self._may_merge:
-            self._merge(self._to_device(self._collate(rows[: self.batch_size])))
+        self.merge(rows[: self.batch_size])
 
         def ask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
             return self.task.answer(self.network, batch, self.processor, options)
@@ -163,7 +162,7 @@ class Predictor:
         while start < len(order):
             chosen = order[start : start + self.batch_size]
             try:
-                batch = self._to_device(self._collate([rows[index] for index in chosen]))
+                batch = self.build_batch([rows[index] for index in chosen])
                 values = ask(batch)
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
@@ -178,16 +177,19 @@ class Predictor:
             start += len(chosen)
         return kept
 
-    def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+    def build_batch(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Model inputs of some rows, where the network is."""
+        return {name: tensor.to(self.device) for name, tensor in self._collate(rows).items()}
 
     @torch.inference_mode()
-    def _merge(self, batch: dict[str, torch.Tensor]) -> None:
-        """Fold the adapter into the weights, if this batch gets the same answers from both."""
+    def merge(self, rows: list[dict[str, Any]]) -> None:
+        """Fold the adapter, if there is one, into the weights, if these model inputs get the same logits from both."""
+        if not self._may_merge:
+            return
         self._may_merge = False
         if self.network.active_peft_config.is_prompt_learning or is_quantized(self.network):
             return  # virtual tokens are no weights, and rounded weights cannot take up an adapter
-        batch = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        batch = {name: tensor for name, tensor in self.build_batch(rows).items() if name != "labels"}
         expected = self.network(**batch).logits.float()
         try:
             merged = fold_adapter(self.network).eval()

@@ -66,7 +66,8 @@ def test_a_wrong_keyword_is_a_wrong_flag(files):
 def test_compare_runs_an_experiment_and_stays_a_package(files, tmp_path):
     (tmp_path / "experiment.yaml").write_text(
         f"data: {{train_file: {files}/train.csv, test_file: {files}/test.csv}}\n"
-        f"model_name_or_path: {files}/bert\narms: {{majority: , prior: }}\nsizes: [20]\nseeds: 2\nallow_small_test: true\n"
+        f"model_name_or_path: {files}/bert\narms: {{majority: , prior: }}\n"
+        "sizes: [20]\nseeds: 2\nallow_small_test: true\n"
     )
     results = hftl.compare(tmp_path / "experiment.yaml", tmp_path / "campaign", jobs=1)
     assert {arm["name"] for arm in results["arms"]} == {"majority", "prior"}

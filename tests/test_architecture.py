@@ -43,12 +43,14 @@ RUNS = (
     "predictor",
     "predict",
     "evaluation",
+    "export",
     "run",
     "baselines",
 )  # each only those before it
 for position, name in enumerate(RUNS):
     MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "tasks", "models", *RUNS[:position]}
 MAY_IMPORT["predict"] |= {"outputs"}
+MAY_IMPORT["export"] |= {"compare.stats"}
 MAY_IMPORT["evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files
 MAY_IMPORT["resume"] |= {"yaml_file"}  # the configuration of the run that it goes on with
 # A comparison plans runs and reads their records; how a run works it does not know.
@@ -70,9 +72,11 @@ ONLY_IMPORTER = {
     "peft": {"models", "merge", "model_source", "predictor"},
     "bitsandbytes": {"models"},
     "psutil": {"cost", "cli"},
+    "onnxruntime": {"export"},
 }
 MUST_NOT_IMPORT = {"report": {"torch", "transformers"}, "tasks": {"peft"}, "data": {"transformers", "peft"}}
 OPTIONAL = {"bitsandbytes", "deepspeed", "ray"}  # extras, imported where they are asked for
+OPTIONAL |= {"onnx", "onnxruntime", "onnxscript"}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "manager", "engine", "core"}
 MAX_FUNCTION_LINES = 100
 
