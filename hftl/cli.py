@@ -255,7 +255,10 @@ def predict(argv: list[str]) -> None:
         options.model_revision,
         {name: getattr(options, name) for name in MODEL_DATA_FLAGS},
     )
-    print(predict_rows(request, lines=sys.stdin, stream=sys.stdout), file=sys.stderr)
+    try:
+        print(predict_rows(request, lines=sys.stdin, stream=sys.stdout), file=sys.stderr)
+    except BrokenPipeError:  # `| head` has what it wants; Python would complain once more when it closes the stream
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def evaluate(argv: list[str]) -> None:

@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from scipy import stats
 from tqdm.auto import tqdm
 
 from hftl.compare.stats import crossed_interval, wilson
@@ -20,8 +21,7 @@ from hftl.run_folder import explained_resources
 
 logger = logging.getLogger(__name__)
 
-DRAWS = 200  # of rows, for metrics that are no mean over rows: their standard error is then known to about 5 %
-QUANTILE = 1.96  # of a normal distribution: 95 %
+GROUPS = 20  # of rows, for metrics that are no mean over rows
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,15 @@ def score_rows(predictor: Predictor, rows: datasets.Dataset) -> np.ndarray:
 
 
 def compute_intervals(
-    predictor: Predictor, kept: np.ndarray, rows: datasets.Dataset, names: Sequence[str]
+    predictor: Predictor, kept: np.ndarray, rows: datasets.Dataset, names: Mapping[str, float]
 ) -> dict[str, tuple[float | None, float | None]]:
-    """95 % limits over new test rows, the trained network taken as given: metric -> low and high."""
+    """95 % limits over new test rows, the trained network taken as given: metric -> low and high.
+
+    Args:
+        predictor: the network.
+        kept, rows: as `score_rows` takes and gives them.
+        names: metric -> its value on all rows.
+    """
     task, info = predictor.task, predictor.source.labels
     none: tuple[None, None] = (None, None)
     if len(rows) < 2:
@@ -146,15 +152,25 @@ def compute_intervals(
     table = {name: np.asarray(values) for name, values in task.describe_predictions(kept, rows, info).items()}
     limits = {name: _row_limits(name, table) for name in names if name in ROW_SCORES}
     if missing := [name for name in names if name not in limits]:
-        draw = np.random.default_rng(0)
-        places = [draw.integers(len(rows), size=len(rows)) for _ in range(DRAWS)]
-        drawn = [task.compute_metrics(kept[place], rows.select(place), info) for place in places]
-        whole = task.compute_metrics(kept, rows, info)
-        for name in missing:
-            # Around the score and not percentiles: a draw lacks rare classes, and all its scores are lower for that.
-            half = QUANTILE * float(np.std([scores[name] for scores in drawn], ddof=1))
-            limits[name] = (whole[name] - half, whole[name] + half) if math.isfinite(half) else none
-    return limits
+        halves = _jackknife(predictor, kept, rows)
+        limits |= {name: (names[name] - halves[name], names[name] + halves[name]) for name in missing}
+    return {name: pair if None not in pair and np.isfinite(pair).all() else none for name, pair in limits.items()}
+
+
+def _jackknife(predictor: Predictor, kept: np.ndarray, rows: datasets.Dataset) -> dict[str, float]:
+    """Half-width for each metric, by leaving out one of `GROUPS` random groups of rows at a time.
+
+    The delete-a-group jackknife (Kott 2001, Journal of Official Statistics 17(4)). A bootstrap of 200 draws took two
+    minutes for 10,000 rows of 45 classes, this nine seconds.
+    """
+    num_groups = min(GROUPS, len(rows))
+    group = np.random.default_rng(0).permutation(len(rows)) % num_groups
+    places = [np.flatnonzero(group != left_out) for left_out in range(num_groups)]
+    task, info = predictor.task, predictor.source.labels
+    found = [task.compute_metrics(kept[place], rows.select(place), info) for place in places]
+    quantile = float(stats.t.isf(0.025, num_groups - 1))
+    factor = quantile * math.sqrt(num_groups - 1)
+    return {name: factor * float(np.std([scores[name] for scores in found])) for name in found[0]}
 
 
 def _row_limits(name: str, table: Mapping[str, np.ndarray]) -> tuple[float | None, float | None]:

@@ -52,30 +52,30 @@ def test_a_language_model_is_scored_by_its_tokens(tmp_path):
     words = ["--task", "causal-lm", "--train_file", f"{tmp_path}/train.jsonl", "--use_cpu", "--max_steps", "2"]
     words += ["--test_file", f"{tmp_path}/test.jsonl", "--model_name_or_path", f"{tmp_path}/llama"]
     run(parse_args([*words, "--output_dir", f"{tmp_path}/run"], mode="full"))
-    evaluation = evaluate(hftl.load(tmp_path / "run"), str(tmp_path / "test.jsonl"))
-    assert set(evaluation.scores) == set(PROBLEM_METRICS["language_modeling"])
-    for score in evaluation.scores.values():
+    found = evaluate(hftl.load(tmp_path / "run"), str(tmp_path / "test.jsonl"))
+    assert set(found.scores) == set(PROBLEM_METRICS["language_modeling"])
+    for score in found.scores.values():
         assert score.value == pytest.approx(score.stored, rel=1e-4)
         assert score.low <= score.value <= score.high and score.low < score.high
 
 
-def test_intervals_cover_the_score_of_all_rows_as_often_as_they_say(train, files):
+def test_intervals_cover_the_score_of_all_rows_as_often_as_they_say(train):
     """95 % of intervals from 150 rows hold the score of 3,000; for a mean over rows, and for one that is none."""
     predictor = hftl.load(train("full"))
     draw = np.random.default_rng(0)
     labels = draw.integers(3, size=3000)
     kept = draw.normal(size=(3000, 3)) + 1.5 * np.eye(3)[labels]
-    info, task = predictor.source.labels, predictor.task
-    truth = task.compute_metrics(kept, {"labels": labels}, info)
-    hits = dict.fromkeys(("accuracy", "log_loss", "f1_macro"), 0)
-    for repetition in range(60):
-        place = np.random.default_rng(repetition + 1).choice(3000, 150, replace=False)
-        rows = FakeRows(labels[place])
-        limits = compute_intervals(predictor, kept[place], rows, list(hits))
-        for name in hits:
-            hits[name] += limits[name][0] <= truth[name] <= limits[name][1]
-    assert all(count >= 52 for count in hits.values()), hits
-    assert sum(hits.values()) < 180, hits
+    truth = predictor.task.compute_metrics(kept, {"labels": labels}, predictor.source.labels)
+    for name, repetitions in (("accuracy", 100), ("log_loss", 100), ("f1_macro", 30)):
+        hits = 0
+        for repetition in range(repetitions):
+            place = np.random.default_rng(repetition + 1).choice(3000, 150, replace=False)
+            rows = {"labels": labels[place]}
+            value = predictor.task.compute_metrics(kept[place], rows, predictor.source.labels)[name]
+            low, high = compute_intervals(predictor, kept[place], FakeRows(labels[place]), {name: value})[name]
+            hits += low <= truth[name] <= high
+        assert 0.85 * repetitions <= hits, (name, hits)
+        assert hits <= 0.99 * repetitions or repetitions < 100, (name, hits)
 
 
 class FakeRows(dict):
@@ -112,6 +112,6 @@ def test_labels_must_be_there_and_known(train, tmp_path, capsys, rows, more, mes
 
 def test_one_row_has_no_interval(train, tmp_path):
     tiny.write_jsonl(tmp_path / "new.jsonl", [{"text": "cat dog", "label": "animal"}])
-    evaluation = evaluate(hftl.load(train("full")), str(tmp_path / "new.jsonl"))
-    assert {(score.low, score.high) for score in evaluation.scores.values()} == {(None, None)}
-    assert evaluation.num_rows == 1 and len(evaluation.lines()) == 2 + len(evaluation.scores)
+    found = evaluate(hftl.load(train("full")), str(tmp_path / "new.jsonl"))
+    assert {(score.low, score.high) for score in found.scores.values()} == {(None, None)}
+    assert found.num_rows == 1 and len(found.lines()) == 2 + len(found.scores)

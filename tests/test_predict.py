@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -25,6 +26,7 @@ from hftl.run import run
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft's hints
+ROOT = Path(__file__).parents[1]
 TEXTS = [row["text"] for row in tiny.make_texts(9, seed=1)]  # of test.csv
 
 
@@ -149,6 +151,14 @@ def test_a_terminal_gets_a_table_and_how_fast_it_was(train, files, capsys, monke
     assert lines[0].split() == ["row_id", "label", "probability"]
     assert len(lines) == 10 and lines[1].split()[0] == "0" and len(lines[1].split()[2]) == 6
     assert "9 rows in " in output.err and " a second" in output.err
+
+
+def test_a_reader_that_has_enough_is_no_error(train, tmp_path):
+    (tmp_path / "in.txt").write_text(f"{TEXTS[0]}\n" * 9000)  # more than a pipe holds
+    command = f"{sys.executable} -m hftl predict {train('full')} {tmp_path}/in.txt | head -n 1"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and read_jsonl(result.stdout)[0]["row_id"] == 0
+    assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
 
 
 @pytest.mark.parametrize("mode", ["full", "peft", "probe"])
