@@ -1,24 +1,29 @@
 """Transfer learning with the Hugging Face ecosystem. `import hftl` imports neither torch nor transformers.
 
-The public names: `hftl.parse_args`, `hftl.RunRecord`, and the function `run` of the module `hftl.run`.
+The public names: `hftl.train`, `hftl.compare` and `hftl.load` do what the verbs of the command line do;
+`hftl.parse_args`, `hftl.RunRecord`, and the function `run` of the module `hftl.run`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hftl.api import compare, load, train
     from hftl.config import parse_args
     from hftl.records import RunRecord
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
-__all__ = ["RunRecord", "__version__", "parse_args"]
+__all__ = ["RunRecord", "__version__", "compare", "load", "parse_args", "train"]
 
 # Without `run`: whether `hftl.run` were the function or the module would depend on what was imported before.
-_HOME = {"RunRecord": "hftl.records", "parse_args": "hftl.config"}
+# `hftl.compare` is a module that can be called, so that it is the same whatever was imported before.
+_HOME = {"RunRecord": "hftl.records", "parse_args": "hftl.config", "load": "hftl.api", "train": "hftl.api"}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562)."""
+    if name == "compare":
+        return importlib.import_module("hftl.compare")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

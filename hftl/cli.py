@@ -25,6 +25,9 @@ verbs:
   report   FOLDER: write the report of a comparison again from what its folder holds
   verify-resume [CONFIG.yaml]: kill a short run of these settings, resume it, and compare it with one left alone
   adapters list the methods of --mode peft
+  predict  MODEL INPUT: answer rows of a file, a folder, a data set or the standard input
+  evaluate MODEL DATA: the metrics of a trained model on data with labels, with intervals, beside those of its run
+  export   MODEL OUT: a text or image classifier as ONNX, checked against it on real rows; --quantize int8
   merge    RUN OUT: fold the adapter of a run into the weights, check that the answers stay, leave a plain checkpoint
 
 examples:
@@ -136,16 +139,11 @@ def run_recipe(
     from hftl.config import parse_args
 
     args = parse_args(argv, default_config=default_config("wordnet.yaml"), mode=mode, settings=settings)
-    from hftl.baselines import BASELINES, run_baseline
-    from hftl.run import run
-    from hftl.signals import StopOnSignal
+    from hftl.api import train_parsed
 
     _quiet_libraries()
     try:
-        is_baseline = args.model.mode in BASELINES
-        record = (
-            run_baseline(args, started=started) if is_baseline else run(args, started=started, stop=StopOnSignal())
-        )
+        record = train_parsed(args, started=started, ends_on_signal=True)
     except Interrupted as error:
         raise Interrupted(f"{error} {_advise_to_go_on(argv, mode, args.training)}") from None
     if args.training.process_index == 0:
@@ -270,6 +268,118 @@ def merge(argv: list[str]) -> None:
     print(f"saved in {options.out}")
 
 
+def predict(argv: list[str]) -> None:
+    """`hftl predict MODEL INPUT`: what a trained network says of rows without labels, in their order."""
+    parser = _model_parser("predict", predict)
+    parser.add_argument(
+        "input", help="csv, tsv, json(l), parquet, txt (a row a line), images, data set[:SPLIT], or - for lines"
+    )
+    parser.add_argument("--output_file", help=".jsonl, .csv or .parquet; default: a table, or JSON lines in a pipe")
+    parser.add_argument("--top_k", type=int, default=1, help="classes named for each row")
+    parser.add_argument("--threshold", type=float, default=0.5, help="probability of a label, where several may hold")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="of what a language model writes")
+    parser.add_argument("--on_bad_rows", choices=("error", "skip"), default="error", help="skip: an empty answer")
+    options = parser.parse_args(argv)
+    _prepare_libraries()
+    from hftl.predict import PredictRequest
+    from hftl.predict import predict as predict_rows
+    from hftl.tasks.base import AnswerOptions
+
+    request = PredictRequest(
+        options.model,
+        options.input,
+        options.output_file,
+        AnswerOptions(options.top_k, options.threshold, options.max_new_tokens),
+        options.on_bad_rows,
+        _batch_size(options.batch_size),
+        options.model_revision,
+        {name: getattr(options, name) for name in MODEL_DATA_FLAGS},
+    )
+    try:
+        print(predict_rows(request, lines=sys.stdin, stream=sys.stdout), file=sys.stderr)
+    except BrokenPipeError:  # `| head` has what it wants; Python would complain once more when it closes the stream
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def evaluate(argv: list[str]) -> None:
+    """`hftl evaluate MODEL DATA`: the metrics of a trained network on data with labels, beside those of its run."""
+    parser = _model_parser("evaluate", evaluate)
+    parser.add_argument(
+        "data", help="file, folder, Hub id or bundled:NAME, with :SPLIT; default: test or the only one"
+    )
+    parser.add_argument("--label_column", help="default: as in training")
+    parser.add_argument("--output_file", type=Path, help="all of it as JSON")
+    options = parser.parse_args(argv)
+    _prepare_libraries()
+    from hftl.evaluation import evaluate as evaluate_rows
+    from hftl.predictor import load
+    from hftl.records import write_json
+
+    changes = {name: getattr(options, name) for name in (*MODEL_DATA_FLAGS, "label_column")}
+    batch_size = _batch_size(options.batch_size)
+    predictor = load(options.model, revision=options.model_revision, batch_size=batch_size, **changes)
+    evaluation = evaluate_rows(predictor, options.data)
+    _print_lines(evaluation.lines())
+    if options.output_file:
+        write_json(options.output_file, evaluation.as_dict())
+        print(f"saved in {options.output_file}")
+
+
+def export(argv: list[str]) -> None:
+    """`hftl export MODEL OUT`: a text or image classifier as ONNX, measured against the network on real rows."""
+    parser = _Parser(prog="hftl export", description=export.__doc__, allow_abbrev=False)
+    parser.add_argument("model", help="run folder, checkpoint or adapter folder, Hub id, or bundled:NAME")
+    parser.add_argument("out", type=Path, help="new folder for model.onnx, configuration and processor")
+    parser.add_argument("--format", choices=("onnx",), default="onnx")
+    parser.add_argument("--quantize", choices=("none", "int8"), default="none", help="int8: model_int8.onnx as well")
+    parser.add_argument("--data", help="rows with labels to ask; default: the test rows of the run")
+    parser.add_argument("--tolerance", type=float, help="largest change of a logit, in units of the logits' spread")
+    parser.add_argument("--model_revision", default="main", help="revision of a Hub model")
+    options = parser.parse_args(argv)
+    _prepare_libraries()
+    from hftl.export import TOLERANCE, export_onnx
+    from hftl.predictor import load
+
+    tolerance = TOLERANCE if options.tolerance is None else options.tolerance
+    predictor = load(options.model, revision=options.model_revision)
+    report = export_onnx(predictor, options.out, quantize=options.quantize, data=options.data, tolerance=tolerance)
+    _print_lines(f"{name}: {difference}" for name, difference in report.items())
+    print(f"saved in {options.out}")
+
+
+# Flags of `hftl train` that say how rows are read.
+MODEL_DATA_FLAGS = ("text_columns", "image_column", "max_length", "dataset_config", "dataset_revision")
+
+
+def _model_parser(verb: str, function: Callable) -> "_Parser":
+    """What every verb takes that asks a trained network."""
+    parser = _Parser(prog=f"hftl {verb}", description=function.__doc__, allow_abbrev=False)
+    parser.add_argument("model", help="run folder, checkpoint or adapter folder, Hub id, or bundled:NAME")
+    parser.add_argument("--model_revision", default="main", help="revision of a Hub model")
+    parser.add_argument("--batch_size", default="auto", help="rows a pass; default: auto")
+    parser.add_argument("--text_columns", nargs="+", help="default: as in training")
+    parser.add_argument("--image_column", help="default: as in training")
+    parser.add_argument("--max_length", type=int, help="longest text in tokens; default: as in training")
+    parser.add_argument("--dataset_config", help="configuration name of a Hub data set")
+    parser.add_argument("--dataset_revision", help="revision of a Hub data set")
+    return parser
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise UserError(f"--batch_size is {text!r}; give a number of rows, or auto.")
+    return int(text)
+
+
+def _prepare_libraries() -> None:
+    """For verbs that compute: threads that do not spin, logs of ours alone."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    _configure_logging()
+    _quiet_libraries()
+
+
 def _print_verdict(folder: Path) -> None:
     import json
 
@@ -362,5 +472,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "verify-resume": verify_resume,
     "adapters": adapters,
+    "predict": predict,
+    "evaluate": evaluate,
+    "export": export,
     "merge": merge,
 }

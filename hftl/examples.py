@@ -35,6 +35,7 @@ class Examples:
             "fingerprints": self.fingerprints,
             "problem_type": self.labels.problem_type,
             "label_names": list(self.labels.names),
+            "inputs": [name for name in self.splits["train"].column_names if name not in ("row_id", "label")],
             "audit": self.audit.as_dict(),
             **sizes,
         }

@@ -91,7 +91,7 @@ def merge_run(folder: Path, out: Path, *, tolerance: float = TOLERANCE) -> Merge
         args = replace(args, model=replace(args.model, quantization="none"))
     adapted = _load_adapted(folder, args, task, config)
     expected = _compute_logits(adapted, batches)
-    merged = _merge(adapted)
+    merged = fold_adapter(adapted)
     staging = out.with_name(f"_tmp-{out.name}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -139,7 +139,8 @@ def _load_adapted(folder: Path, args: Arguments, task: Any, config: Any) -> nn.M
     return PeftModel.from_pretrained(base, folder).to(args.training.device)
 
 
-def _merge(adapted: nn.Module) -> nn.Module:
+def fold_adapter(adapted: nn.Module) -> nn.Module:
+    """The network with its adapter in its weights; not checked."""
     from peft.utils import ModulesToSaveWrapper
 
     # peft 0.21 stumbles over heads of several layers in every method but LoRA, so they are put in place first.

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError, unknown_name
 
@@ -51,7 +51,10 @@ class RunRecord:
         environment: What `describe_environment` returns.
         history: What Trainer logged on the way: losses and validation scores, with their step.
         error: Why the run did not complete.
+        folder: Where it was written or read; not a part of the file.
     """
+
+    folder: ClassVar[Path | None] = None
 
     status: str
     task: str
@@ -75,8 +78,8 @@ class RunRecord:
 
     def write(self, folder: str | os.PathLike) -> Path:
         """Write `run.json` into `folder`, which is made if need be, and return its path."""
-        text = json.dumps(_to_json(dataclasses.asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
-        return write_atomically(Path(folder) / RECORD_FILE, (redact(text) + "\n").encode())
+        self.folder = Path(folder)
+        return write_json(Path(folder) / RECORD_FILE, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> "RunRecord":
@@ -93,9 +96,11 @@ class RunRecord:
                 "Read it with the version that wrote it (see environment.packages.hftl in the file), or run it again."
             )
         try:
-            return cls(**fields)
+            record = cls(**fields)
         except TypeError as error:
             raise UserError(f"{path} does not hold the fields of a run: {error}. Run it again.") from error
+        record.folder = Path(folder)
+        return record
 
 
 def write_predictions(folder: str | os.PathLike, columns: Mapping[str, Any]) -> Path:
@@ -140,6 +145,12 @@ def read_predictions(folder: str | os.PathLike) -> dict[str, "np.ndarray"]:
         is_list = pa.types.is_list(column.type)
         arrays[name] = np.stack(column.to_numpy(zero_copy_only=False)) if is_list else np.asarray(column)
     return arrays
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write a JSON file whole, without tokens of the Hub; what is not finite becomes null."""
+    text = json.dumps(_to_json(content), indent=2, ensure_ascii=False, allow_nan=False)
+    return write_atomically(path, (redact(text) + "\n").encode())
 
 
 def compute_config_hash(config: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "records": {"errors"},
     "assets": {"errors"},
     "allocator": set(),
+    "outputs": {"errors"},
     "yaml_file": {"errors"},
     "config": {
         "errors",
@@ -39,35 +40,46 @@ RUNS = (
     "trainer",
     "run_folder",
     "resume",
-    "predict",
     "merge",
+    "model_source",
+    "predictor",
+    "predict",
+    "evaluation",
+    "export",
     "run",
     "verify_resume",
     "baselines",
 )  # each only those before it
 for position, name in enumerate(RUNS):
     MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "tasks", "models", *RUNS[:position]}
+MAY_IMPORT["predict"] |= {"outputs"}
+MAY_IMPORT["export"] |= {"compare.stats"}
+MAY_IMPORT["evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files
 MAY_IMPORT["resume"] |= {"yaml_file"}  # the configuration of the run that it goes on with
 # A comparison plans runs and reads their records; how a run works it does not know.
 STUDIES = {*BASE, "run", "baselines", "examples", "metrics", "cost", "tasks", "yaml_file", "data.subsets", "data.load"}
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
 STUDIES |= {"allocator"}  # a worker runs many cells
+STUDIES |= {"api"}  # of `compare` itself, which can be called; no module below it imports it
 MAY_IMPORT |= {
     "compare": STUDIES,
     "advise": STUDIES,
     "report": {"errors", "records"},
-    "cli": {"", *MAY_IMPORT, "compare", "advise", "report"},  # "" is the package itself: its version
+    "api": {*BASE, "yaml_file", "predictor", "run", "signals", "baselines", "compare", "report"},
+    "cli": {"", *MAY_IMPORT, "compare", "advise", "report", "api"},  # "" is the package itself: its version
     "__main__": {"cli"},
-    "": {"config", "records"},
+    "": {"config", "records", "api"},
 }
 ONLY_IMPORTER = {
     "evaluate": {"metrics"},
-    "peft": {"models", "merge", "predict"},
+    "peft": {"models", "merge", "model_source", "predictor"},
     "bitsandbytes": {"models"},
     "psutil": {"cost", "cli"},
+    "onnxruntime": {"export"},
 }
 MUST_NOT_IMPORT = {"report": {"torch", "transformers"}, "tasks": {"peft"}, "data": {"transformers", "peft"}}
 OPTIONAL = {"bitsandbytes", "deepspeed", "ray"}  # extras, imported where they are asked for
+OPTIONAL |= {"onnx", "onnxruntime", "onnxscript"}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "manager", "engine", "core"}
 MAX_FUNCTION_LINES = 100
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hftl import cli
 from hftl.config import ModelArguments
 from hftl.errors import UserError
-from hftl.merge import _merge, merge_run
+from hftl.merge import fold_adapter, merge_run
 from hftl.models.adapters import ADAPTERS
 from hftl.models.head import head_modules
 from hftl.models.modes import MODES
@@ -40,7 +40,7 @@ def test_a_merged_network_gives_the_same_logits(adapter, name):
     train_steps(adapted, build_batch(name))
     with torch.inference_mode():
         expected = adapted.eval()(**build_batch(name)).logits
-        merged = _merge(adapted).eval()
+        merged = fold_adapter(adapted).eval()
         torch.testing.assert_close(merged(**build_batch(name)).logits, expected, atol=2e-5, rtol=0)
     assert type(merged) is type(build_network(name))
     assert merged.state_dict().keys() == build_network(name).state_dict().keys()

@@ -38,13 +38,8 @@ from hftl.cost.ledger import BUCKETS
 from hftl.cost.prices import Prices, load_prices, price_cell
 from hftl.errors import UserError
 from hftl.metrics import greater_is_better, load_metric
+from hftl.metrics.rows import ROW_SCORES
 from hftl.records import RunRecord, read_predictions, write_atomically
-
-
-def _true_probability(table: dict[str, np.ndarray]) -> np.ndarray:
-    probabilities = table["probabilities"].astype(float)
-    chosen = probabilities[np.arange(len(probabilities)), table["label"]]
-    return np.clip(chosen, np.finfo(np.float32).tiny, 1)
 
 
 def _score_predictions(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -58,31 +53,6 @@ NUM_BINS = 10  # of the reliability diagram
 LEAK = 0.01  # share of validation or test inputs that train has as well
 
 
-def _linearize(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Values [N] whose mean is the ratio sum(total) / sum(count) and whose spread is that of the ratio over new rows.
-
-    The first-order expansion of a ratio of sums (Cochran 1977, Sampling Techniques, section 6.4).
-    """
-    ratio = total.sum() / count.sum()
-    return ratio + (total - ratio * count) * len(count) / count.sum()
-
-
-def _spread_perplexity(table: dict[str, np.ndarray]) -> np.ndarray:
-    loss = _linearize(table["negative_log_likelihood"], table["num_tokens"])
-    return np.exp(loss.mean()) * (1 + loss - loss.mean())
-
-
-# The part of each row of metrics that are means over rows, [N] from the columns of predictions.parquet.
-ROW_SCORES: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {
-    "accuracy": lambda table: (table["label"] == table["prediction"]).astype(float),
-    "log_loss": lambda table: -np.log(_true_probability(table)),
-    "mse": lambda table: (table["label"].astype(float) - table["prediction"]) ** 2,
-    "mae": lambda table: np.abs(table["label"].astype(float) - table["prediction"]),
-    "token_loss": lambda table: _linearize(table["negative_log_likelihood"], table["num_tokens"]),
-    "bits_per_byte": lambda table: _linearize(table["negative_log_likelihood"], np.log(2) * table["num_bytes"]),
-    "token_accuracy": lambda table: _linearize(table["num_correct"], table["num_tokens"]),
-    "perplexity": _spread_perplexity,
-}
 # Metrics that are computed from predicted classes but are no mean over rows.
 PREDICTION_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     name: partial(_score_predictions, name) for name in ("balanced_accuracy", "f1_macro", "f1_weighted")

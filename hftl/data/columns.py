@@ -62,6 +62,21 @@ def choose_columns(splits: datasets.DatasetDict, args: "DataArguments", modality
     return Columns(inputs, label)
 
 
+def choose_inputs(features: datasets.Features, args: "DataArguments", modality: Modality) -> tuple[str, ...]:
+    """The input columns of rows that need no label; what looks like a label is passed over.
+
+    Raises:
+        UserError: a name that is not a column, or no single best guess; the message says what to type.
+    """
+    labels = [name for name in features if name == args.label_column or name.lower() in sum(LABEL_NAMES, ())]
+    if modality == "image":
+        return _choose_image(features, args.image_column, args.label_column or "")
+    if args.text_columns:
+        return _check_given_texts(features, args.text_columns, "")
+    others = datasets.Features({name: feature for name, feature in features.items() if name not in labels})
+    return _choose_texts(others or features, None, "")
+
+
 def standardize_columns(splits: datasets.DatasetDict, columns: Columns, modality: Modality) -> datasets.DatasetDict:
     """Keeps the chosen columns under their canonical names, adds `row_id`, and makes inputs texts or images.
 

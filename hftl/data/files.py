@@ -41,7 +41,7 @@ _DECIMAL = r"^[-+]?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$
 
 def is_table(path: str | Path) -> bool:
     """Whether the ending is that of a table (.csv, .tsv, .json, .jsonl, .parquet, in any case, also with .gz)."""
-    return _ending(path) in TABLE_FORMATS
+    return ending(path) in TABLE_FORMATS
 
 
 def read_tables(
@@ -101,7 +101,8 @@ def _read_saved(folder: Path) -> dict[str, datasets.Dataset]:
     return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
 
 
-def _ending(path: str | Path) -> str:
+def ending(path: str | Path) -> str:
+    """The last ending of a name, small, that of a packed file without its `.gz`."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
@@ -114,28 +115,29 @@ def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); give a table with rows.")
     try:
-        table = _parse_csv(path, text_columns) if TABLE_FORMATS[_ending(path)] == "csv" else _parse(path)
+        table = _parse_csv(path, text_columns) if TABLE_FORMATS[ending(path)] == "csv" else _parse(path)
         table.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8
         return table
     # StopIteration: `datasets` 5.2 lets it out for a JSON file of blank lines. ArrowInvalid is a ValueError.
     except (datasets.exceptions.DatasetsError, ValueError, OSError, StopIteration, pd.errors.ParserWarning) as error:
-        raise _read_error(path, error.__cause__ or error) from error
+        raise read_error(path, error.__cause__ or error) from error
 
 
-def _read_error(path: Path, cause: BaseException) -> UserError:
+def read_error(path: Path, cause: BaseException) -> UserError:
+    """What is wrong with a table, from what its reader said."""
     if isinstance(cause, UnicodeDecodeError) or "UTF" in str(cause).upper():
         return UserError(f"{path} is not UTF-8 ({cause}); convert it, e.g. `iconv -f latin1 -t utf-8`.")
     if "corresponds to no data" in str(cause) or isinstance(cause, StopIteration):
         return UserError(f"{path} has no rows; give a table with rows.")
     if isinstance(cause, pd.errors.ParserWarning):
         return UserError(f"Rows of {path} have more fields than its header; quote the texts that hold the separator.")
-    return UserError(f"Cannot read {path} as {_ending(path)[1:]}: {cause}. Check the file.")
+    return UserError(f"Cannot read {path} as {ending(path)[1:]}: {cause}. Check the file.")
 
 
 def _parse(path: Path, **options) -> datasets.Dataset:
     # The library takes a path as a glob pattern, so `a[1].csv` must be escaped.
     files = {"train": glob.escape(str(path.absolute()))}
-    return datasets.load_dataset(TABLE_FORMATS[_ending(path)], data_files=files, split="train", **options)
+    return datasets.load_dataset(TABLE_FORMATS[ending(path)], data_files=files, split="train", **options)
 
 
 def _parse_csv(path: Path, text_columns: set[str]) -> datasets.Dataset:
@@ -144,7 +146,7 @@ def _parse_csv(path: Path, text_columns: set[str]) -> datasets.Dataset:
     pandas' own guess turns "NA" and "null" into missing values and "007" into 7, and gives up when a column turns
     from numbers to texts after 10,000 rows.
     """
-    separator = "\t" if _ending(path) == ".tsv" else ","
+    separator = "\t" if ending(path) == ".tsv" else ","
     names = list(pd.read_csv(path, sep=separator, nrows=0, index_col=False).columns)
     features = datasets.Features({name: datasets.Value("string") for name in names})
     with warnings.catch_warnings():
@@ -175,13 +177,14 @@ def _absolute_image_paths(table: datasets.Dataset, path: str, image_column: str 
         feature = table.features.get(name)
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
             values = table[name][:]
-            if image_column or _is_image(Path(next(filter(None, values), ""))):
+            if image_column or is_image(Path(next(filter(None, values), ""))):
                 absolute = [value and str(folder / value) for value in values]
                 table = table.remove_columns(name).add_column(name, absolute, feature=datasets.Value("string"))
     return table
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether the ending is one that Pillow reads; what is hidden is not."""
     return path.suffix.lower() in Image.registered_extensions() and not path.name.startswith(".")
 
 
@@ -190,7 +193,7 @@ def _metadata_file(folder: Path) -> str | None:
 
 
 def _read_image_folders(roots: dict[str, Path]) -> dict[str, datasets.Dataset]:
-    images = {name: sorted(filter(_is_image, root.rglob("*"))) for name, root in roots.items()}
+    images = {name: sorted(filter(is_image, root.rglob("*"))) for name, root in roots.items()}
     for name, root in roots.items():
         if not images[name]:
             raise UserError(

@@ -71,6 +71,25 @@ def _choose(features: datasets.Features, given: list[str] | None) -> list[str]:
     return found[0]
 
 
+def choose_prompt(features: datasets.Features, given: list[str] | None) -> dict[str, str]:
+    """The column to go on from, in rows that need no answer: its name -> `prompt` or `messages`.
+
+    Raises:
+        UserError: a name that is not a column, or no best guess.
+    """
+    if given and given[0] not in features:
+        raise unknown_name("column", given[0], features, "Correct --text_columns.")
+    chats = [name for name in features if name.lower() in CHAT_NAMES and not _is_text(features[name])]
+    texts = [name for name in features if _is_text(features[name])]
+    prompts = [name for name in dict.fromkeys(prompt for prompt, _ in COMPLETION_NAMES) if name in texts]
+    named = prompts or [name for name in texts if name.lower() in TEXT_NAMES]
+    found = given[:1] if given else chats or named or texts
+    if len(found) != 1:
+        reason = "several columns could be the prompt" if found else "no column looks like a prompt or a chat"
+        raise UserError(f"Among the columns {', '.join(features)} {reason}; say which with `--text_columns PROMPT`.")
+    return {found[0]: "prompt" if _is_text(features[found[0]]) else "messages"}
+
+
 def _is_text(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
@@ -91,14 +110,13 @@ def _read_chats(splits: datasets.DatasetDict, name: str) -> datasets.DatasetDict
     features = datasets.Features({"messages": datasets.List(MESSAGE)})
     read = {}
     for split, rows in splits.items():
-        chats = [_read_chat(chat, split, index) for index, chat in enumerate(rows.with_format(None)[name])]
+        chats = [read_chat(chat, f"Row {index} of {split}") for index, chat in enumerate(rows.with_format(None)[name])]
         read[split] = _number(datasets.Dataset.from_dict({"messages": chats}, features=features))
     return datasets.DatasetDict(read)
 
 
-def _read_chat(chat: object, split: str, row: int) -> list[dict[str, str]]:
+def read_chat(chat: object, where: str) -> list[dict[str, str]]:
     """One chat, in the usual words; `from` and `value` of the ShareGPT layout are understood."""
-    where = f"Row {row} of {split}"
     if not isinstance(chat, list) or not chat:
         raise UserError(f"{where} holds {str(chat)[:60]!r}; expected a list of messages with role and content.")
     messages = []

@@ -164,3 +164,12 @@ def split_prompt(row: dict[str, Any], tokenizer: Any) -> tuple[list[int], str]:
     ids = _without_end(tokenizer(row["text"]).input_ids, tokenizer)[: 2 * SAMPLE_TOKENS]
     half = max(1, len(ids) // 2)
     return ids[:half], tokenizer.decode(ids[half:])
+
+
+def encode_prompt(row: dict[str, Any], tokenizer: Any) -> list[int]:
+    """What a model is asked to go on from, in a row that has no answer; the answer that ends a chat is left out."""
+    if "messages" in row:
+        messages = row["messages"][:-1] if row["messages"][-1]["role"] == "assistant" else row["messages"]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer(text, add_special_tokens=False).input_ids
+    return _without_end(tokenizer(row["prompt"]).input_ids, tokenizer)

@@ -9,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,28 @@ HUB_FAILURES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
         "HF_HUB_OFFLINE is set. Load it once with a network, or name a folder or bundled:minilm-l6.",
     ),
 )
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What the answers to rows without labels look like.
+
+    Attributes:
+        top_k: classes named for each row, the most probable first.
+        threshold: probability from which on a row has a label, where it may have several.
+        max_new_tokens: of a text that is written.
+    """
+
+    top_k: int = 1
+    threshold: float = 0.5
+    max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}; give 1 or more.")
+        if not 0 < self.threshold < 1:
+            raise UserError(f"--threshold is {self.threshold}; give a probability between 0 and 1.")
 
 
 class Task(ABC):
@@ -68,6 +91,14 @@ class Task(ABC):
         Args:
             raw: as loaded.
             args: the `DataArguments`.
+        """
+
+    @abstractmethod
+    def read_known(self, rows: datasets.Dataset, args: Any, info: Any) -> datasets.Dataset:
+        """Raw rows with labels that a trained network knows -> canonical columns, the labels as its numbers.
+
+        Raises:
+            UserError: a label is missing, or is not one of `info`.
         """
 
     @abstractmethod
@@ -131,6 +162,41 @@ class Task(ABC):
     @abstractmethod
     def describe_predictions(self, kept: np.ndarray, rows: datasets.Dataset, info: Any) -> dict[str, Any]:
         """The columns of `predictions.parquet`, `row_id` first."""
+
+    # Rows without labels: `hftl predict`.
+
+    @abstractmethod
+    def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:
+        """The columns that a prediction reads: their names -> canonical names. No label is needed.
+
+        Args:
+            features: of the rows.
+            args: the `DataArguments`.
+        """
+
+    @abstractmethod
+    def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
+        """Canonical input columns of some rows -> model inputs and what `decode` has to know of them."""
+
+    def answer(
+        self, network: Any, batch: dict[str, torch.Tensor], processor: Any, options: AnswerOptions
+    ) -> torch.Tensor:
+        """What is kept of the network's answer to a batch without labels, [B, ...]."""
+        return self.reduce(network(**batch)["logits"], None)
+
+    @abstractmethod
+    def decode(
+        self, kept: list[np.ndarray], rows: dict[str, list], processor: Any, info: Any, options: AnswerOptions
+    ) -> dict[str, list]:
+        """The columns that a user reads, one value a row, in the user's words.
+
+        Args:
+            kept: row by row what `answer` kept, in the order of `rows`; there may be none.
+            rows: what `encode` made of them.
+            processor: tokenizer or image processor.
+            info: the `LabelInfo`.
+            options: what is asked for.
+        """
 
     def sample(self, network: Any, processor: Any, rows: datasets.Dataset) -> list[dict[str, str]]:
         """A few answers of a network that writes text, for the run record; `rows` are in canonical columns."""

@@ -17,20 +17,21 @@ from transformers import AutoConfig
 from hftl.assets import resolve_model
 from hftl.data.audit import list_texts
 from hftl.data.labels import IGNORED, LabelInfo
-from hftl.data.language import standardize_language
+from hftl.data.language import choose_prompt, read_chat, standardize_language
 from hftl.data.tokens import (
     SAMPLE_TOKENS,
     Tokens,
     check_marks,
     choose_encoder,
     decode_learnt,
+    encode_prompt,
     mark_text,
     split_prompt,
 )
 from hftl.errors import UserError
 from hftl.metrics import compute_token_metrics
 from hftl.metrics.base import LANGUAGE
-from hftl.tasks.base import Task, explained_loading, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.base import AnswerOptions, Task, explained_loading, load_tokenizer, map_cached, widen_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +158,35 @@ class CausalLM(Task):
     def describe_predictions(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, Any]:
         return {"row_id": np.asarray(rows["row_id"][:], dtype=np.int64), **_as_sums(kept, rows)}
 
+    def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
+        return standardize_language(datasets.DatasetDict(train=rows), args)["train"]
+
+    def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:
+        return choose_prompt(features, args.text_columns)
+
+    def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
+        """Prompts; a chat up to the assistant's next turn."""
+        if "messages" in rows:
+            prompts = [{"messages": read_chat(chat, "A row")} for chat in rows["messages"]]
+        else:
+            prompts = [{"prompt": text} for text in rows["prompt"]]
+        ids = [encode_prompt(prompt, processor)[-processor.model_max_length :] for prompt in prompts]
+        return {"input_ids": ids, "length": [len(tokens) for tokens in ids]}
+
+    def answer(
+        self, network: Any, batch: dict[str, torch.Tensor], processor: Any, options: AnswerOptions
+    ) -> torch.Tensor:
+        """The tokens that the network writes, word by most probable word, int64 [B, T]."""
+        context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+        room = max(1, context - options.max_new_tokens) if context else batch["input_ids"].shape[1]
+        batch = {name: tensor[:, -room:] for name, tensor in batch.items()}  # padded on the left
+        return _write_on(network, batch, processor, options.max_new_tokens)
+
+    def decode(
+        self, kept: list[np.ndarray], rows: dict[str, list], processor: Any, info: LabelInfo, options: AnswerOptions
+    ) -> dict[str, list]:
+        return {"completion": processor.batch_decode([tokens.tolist() for tokens in kept], skip_special_tokens=True)}
+
     @torch.inference_mode()
     def sample(self, network: Any, processor: Any, rows: datasets.Dataset) -> list[dict[str, str]]:
         """What the network writes, word by most probable word, after the prompts of the first rows."""
@@ -165,15 +195,20 @@ class CausalLM(Task):
         for row in rows.select(range(min(NUM_SAMPLES, len(rows)))):
             prompt, expected = split_prompt(row, processor)
             ids = torch.tensor([prompt[-processor.model_max_length :]], device=network.device)
-            options = {"do_sample": False, "max_new_tokens": SAMPLE_TOKENS, "pad_token_id": processor.pad_token_id}
-            written = network.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), eos_token_id=processor.eos_token_id, **options
-            )
-            # peft's prompt methods give the written tokens alone.
-            new = written[0][len(ids[0]) :] if torch.equal(written[0][: len(ids[0])], ids[0]) else written[0]
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            new = _write_on(network, batch, processor, SAMPLE_TOKENS)[0]
             text = processor.decode(new, skip_special_tokens=True)
             texts.append({"prompt": processor.decode(prompt), "expected": expected, "written": text})
         return texts
+
+
+def _write_on(network: Any, batch: dict[str, torch.Tensor], processor: Any, max_new_tokens: int) -> torch.Tensor:
+    """The new tokens alone, [B, T], word by most probable word; shorter rows are filled."""
+    ends = {"eos_token_id": processor.eos_token_id, "pad_token_id": processor.pad_token_id}
+    written = network.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens, **ends)
+    # peft's prompt methods give the written tokens alone.
+    width = batch["input_ids"].shape[1]
+    return written[:, width:] if torch.equal(written[:, :width], batch["input_ids"]) else written
 
 
 _COLUMNS = ("row_id", "input_ids", "labels", "length", "num_learnt", "num_bytes", "is_cut")
@@ -192,6 +227,8 @@ class TokenCollator:
         self.multiple = 8 if torch.cuda.is_available() else 1  # tensor cores want multiples of 8
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        if "labels" not in rows[0]:
+            return self.pad_prompts(rows)
         # Rows to be trained on come with a seed, and only there the batch is all that matters.
         if self.is_packed and "augmentation_seed" in rows[0]:
             return self.pack(rows)
@@ -207,6 +244,14 @@ class TokenCollator:
         mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
         inputs = {"input_ids": fill("input_ids", self.pad_token_id), "attention_mask": mask}
         return inputs | {"labels": fill("labels", IGNORED)}
+
+    def pad_prompts(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """[B, T], padded on the left, where nothing is written."""
+        width = max(len(row["input_ids"]) for row in rows)
+        gaps = [width - len(row["input_ids"]) for row in rows]
+        ids = [[self.pad_token_id] * gap + list(row["input_ids"]) for gap, row in zip(gaps, rows, strict=True)]
+        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
     def pack(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """[1, T]; networks see where a row begins by its position 0, if they get no mask and keep no cache."""

@@ -40,16 +40,18 @@ class ImageClassification(LabelledTask):
             set_image_size(processor, args.image_size)
         return processor
 
-    def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
+    def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
         scale, shift = measure_normalization(processor)
+        images = [to_rgb(image) for image in rows["image"]]
+        pixels = np.asarray(processor(images, return_tensors="np")["pixel_values"])  # [B, 3, H, W]
+        pixels = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale).clip(0, 255).astype(np.uint8)
+        height, width = pixels.shape[1:3]
+        size = {"height": [height] * len(images), "width": [width] * len(images)}
+        return {"pixels": [p.tobytes() for p in pixels], **size}
 
+    def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def resize(rows: dict[str, list]) -> dict[str, list]:
-            images = [to_rgb(image) for image in rows["image"]]
-            pixels = np.asarray(processor(images, return_tensors="np")["pixel_values"])  # [B, 3, H, W]
-            pixels = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale).clip(0, 255).astype(np.uint8)
-            height, width = pixels.shape[1:3]
-            size = {"height": [height] * len(images), "width": [width] * len(images)}
-            return {"row_id": rows["row_id"], "labels": rows["label"], "pixels": [p.tobytes() for p in pixels], **size}
+            return {"row_id": rows["row_id"], "labels": rows["label"], **self.encode(rows, processor, args)}
 
         key = {
             "rows": fingerprint,

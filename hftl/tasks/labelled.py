@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hftl.data.columns import choose_columns, standardize_columns
+from hftl.data.columns import choose_columns, choose_inputs, standardize_columns
 from hftl.data.labels import MULTI, REGRESSION, SINGLE, LabelInfo, build_labels, encode_labels, keep_labels
 from hftl.metrics import compute_metrics, compute_predictions, compute_probabilities, compute_report
-from hftl.tasks.base import Task
+from hftl.tasks.base import AnswerOptions, Task
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -39,6 +39,16 @@ class LabelledTask(Task):
         info = build_labels(splits, args.problem_type, args.label_delimiter)
         return encode_labels(splits, info, args.label_delimiter), info
 
+    def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
+        columns = choose_columns(datasets.DatasetDict(train=rows), args, self.modality)
+        rows = standardize_columns(datasets.DatasetDict(train=rows), columns, self.modality)["train"]
+        name = "the new data"
+        return encode_labels(datasets.DatasetDict({name: rows}), info, args.label_delimiter)[name]
+
+    def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:
+        names = ("image",) if self.modality == "image" else ("text", "text_pair")
+        return dict(zip(choose_inputs(features, args, self.modality), names, strict=False))
+
     def adjust_config(self, config: Any, processor: Any, info: LabelInfo) -> None:
         config.num_labels = info.num_labels
         config.id2label, config.label2id = info.id2label, info.label2id
@@ -62,6 +72,29 @@ class LabelledTask(Task):
         probabilities = None if info.problem_type == REGRESSION else compute_probabilities(kept, info.problem_type)
         predictions = compute_predictions(kept, info.problem_type)
         return label_columns(rows["row_id"][:], np.asarray(rows["labels"]), predictions, probabilities)
+
+    def decode(
+        self, kept: list[np.ndarray], rows: dict[str, list], processor: Any, info: LabelInfo, options: AnswerOptions
+    ) -> dict[str, list]:
+        logits = np.stack(kept) if kept else np.empty((0, info.num_labels))
+        values = compute_probabilities(logits, info.problem_type)  # [N, C], of a regression [N]
+        if info.problem_type == REGRESSION:
+            return {"value": values.tolist()}
+        order = np.argsort(-values, axis=1, kind="stable")  # [N, C]
+        if info.problem_type == MULTI:
+            chosen = [
+                [place for place in row if p[place] >= options.threshold] for row, p in zip(order, values, strict=True)
+            ]
+            return {
+                "labels": [[info.names[place] for place in row] for row in chosen],
+                "probabilities": [p[row].tolist() for row, p in zip(chosen, values, strict=True)],
+            }
+        columns = {}
+        for rank in range(min(options.top_k, info.num_labels)):
+            suffix = f"_{rank + 1}" if rank else ""
+            columns[f"label{suffix}"] = [info.names[place] for place in order[:, rank]]
+            columns[f"probability{suffix}"] = np.take_along_axis(values, order, 1)[:, rank].tolist()
+        return columns
 
 
 def label_columns(

@@ -25,17 +25,18 @@ class TextClassification(LabelledTask):
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
         return load_tokenizer(source, revision, args.max_length, default_length=MAX_LENGTH)
 
-    def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
-        is_pair = "text_pair" in dataset.column_names
+    def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
+        is_pair = "text_pair" in rows
+        texts = (rows["text"], rows["text_pair"]) if is_pair else (rows["text"],)
+        encoded = processor(*texts, truncation=True, padding=False, return_attention_mask=False)
+        columns = {name: encoded[name] for name in INPUTS if name in encoded}
+        if not is_pair:  # one segment: all zeros, which every model fills in by itself
+            columns.pop("token_type_ids", None)
+        return {"length": [len(ids) for ids in columns["input_ids"]], **columns}
 
+    def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
-            texts = (rows["text"], rows["text_pair"]) if is_pair else (rows["text"],)
-            encoded = processor(*texts, truncation=True, padding=False, return_attention_mask=False)
-            columns = {name: encoded[name] for name in INPUTS if name in encoded}
-            if not is_pair:  # one segment: all zeros, which every model fills in by itself
-                columns.pop("token_type_ids", None)
-            lengths = [len(ids) for ids in columns["input_ids"]]
-            return {"row_id": rows["row_id"], "labels": rows["label"], "length": lengths, **columns}
+            return {"row_id": rows["row_id"], "labels": rows["label"], **self.encode(rows, processor, args)}
 
         key = {
             "rows": fingerprint,

@@ -1,0 +1,256 @@
+"""Rows to be predicted, window by window, from any source: never more of a file in memory than one window.
+
+A source is `-` (lines), a table, a text with one row a line, an image, a folder of images, or a data set as in
+training, with `:SPLIT` behind its name. Labels are not looked at, and columns are not chosen here.
+"""
+
+import gzip
+import itertools
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hftl.data import files
+from hftl.data.load import load_splits
+from hftl.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from hftl.config import DataArguments
+
+Window = dict[str, list]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows in their order.
+
+    Attributes:
+        features: column name -> type, as far as the source says it.
+        read: names of columns, rows of a window -> windows.
+        num_rows: None where only reading tells.
+        named_by: a column that says where a row comes from, such as the file of an image.
+        folder: which paths of images are relative to.
+    """
+
+    features: datasets.Features
+    read: Callable[[list[str], int], Iterator[Window]]
+    num_rows: int | None = None
+    named_by: str | None = None
+    folder: Path = Path()
+
+
+def open_stream(source: str, args: "DataArguments", modality: str, lines: Iterable[str] = ()) -> Stream:
+    """Find out what `source` is and what columns it has; rows are read later.
+
+    Args:
+        source: as the user named it.
+        args: columns, and configuration and revision of a Hub data set; what it says of files is not read.
+        modality: of the task: lines and folders are texts or images.
+        lines: of the standard input, for `-`.
+
+    Raises:
+        UserError: there is no such source, or it cannot be read.
+    """
+    path = Path(source).expanduser()
+    if source == "-":
+        return _stream_lines(lambda: lines, modality, Path())
+    if path.is_file():
+        return _stream_file(path, modality)
+    if path.is_dir() and modality == "image" and not _is_data_set(path):
+        return _stream_images(path)
+    return _stream_data_set(source, args)
+
+
+def pick_split(splits: datasets.DatasetDict, split: str, source: str) -> datasets.Dataset:
+    """The named split; without a name `test`, or the only one."""
+    if split:
+        if split not in splits:
+            raise unknown_name(f"split of {source}:", split, splits)
+        return splits[split]
+    if "test" in splits:
+        return splits["test"]
+    if len(splits) > 1:
+        raise UserError(f"{source} has the splits {', '.join(splits)}; say which with {source}:SPLIT.")
+    return next(iter(splits.values()))
+
+
+def split_name(source: str) -> tuple[str, str]:
+    """`NAME:SPLIT` -> both parts; the split is empty where none is named."""
+    head, colon, tail = source.removeprefix("bundled:").rpartition(":")
+    if not colon or Path(source).exists():
+        return source, ""
+    return source[: len(source) - len(tail) - 1], tail
+
+
+def _stream_data_set(source: str, args: "DataArguments") -> Stream:
+    name, split = split_name(source)
+    rows = pick_split(load_splits(name_source(args, name)), split, name).with_format(None)
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+
+    def read(names: list[str], size: int) -> Iterator[Window]:
+        chosen = rows.select_columns(names)
+        yield from (chosen[start : start + size] for start in range(0, len(rows), size))
+
+    return Stream(rows.features, read, len(rows))
+
+
+def name_source(args: "DataArguments", name: str) -> "DataArguments":
+    """The same columns, of this data set or file alone."""
+    return replace(args, dataset=name, train_file=None, validation_file=None, test_file=None)
+
+
+def _is_data_set(folder: Path) -> bool:
+    """Whether a folder holds tables or what `save_to_disk` wrote, and not images alone."""
+    names = {path.name for path in folder.iterdir()}
+    saved = {"dataset_dict.json", "state.json"} & names
+    return bool(saved) or any(files.is_table(name) and name.split(".")[0] in _TABLES for name in names)
+
+
+_TABLES = {*files.SPLIT_NAMES, "metadata"}
+
+
+def _stream_images(folder: Path) -> Stream:
+    paths = sorted(filter(files.is_image, folder.rglob("*")))
+    if not paths:
+        raise UserError(f"{folder} holds no images.")
+    named = [str(path.relative_to(folder)) for path in paths]
+    return _stream_image_columns({"image": [str(path) for path in paths], "file": named})
+
+
+def _stream_image_columns(columns: dict[str, list[str]]) -> Stream:
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    num_rows = len(next(iter(columns.values())))
+
+    def read(names: list[str], size: int) -> Iterator[Window]:
+        for start in range(0, num_rows, size):
+            yield {name: columns[name][start : start + size] for name in names}
+
+    return Stream(features, read, num_rows, "file")
+
+
+def _stream_file(path: Path, modality: str) -> Stream:
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes); give rows.")
+    if modality == "image" and files.is_image(path):
+        return _stream_image_columns({"image": [str(path)], "file": [path.name]})
+    kind = files.TABLE_FORMATS.get(files.ending(path))
+    if kind == "parquet":
+        return _stream_parquet(path)
+    if kind:
+        read = _read_csv if kind == "csv" else _read_json
+        return _with_first_window(path, lambda size: _explained(read(path, size), path))
+    if files.ending(path) == ".txt":
+        return _stream_lines(lambda: _read_text(path), modality, path.parent)
+    raise UserError(
+        f"{path} has an unknown ending; expected .txt with one row a line, or one of {', '.join(files.TABLE_FORMATS)}."
+    )
+
+
+def _stream_lines(open_lines: Callable[[], Iterable[str]], modality: str, folder: Path) -> Stream:
+    name = "image" if modality == "image" else "text"
+
+    def read(names: list[str], size: int) -> Iterator[Window]:
+        rows = (line.rstrip("\r\n") for line in open_lines())
+        while window := list(itertools.islice(rows, size)):
+            yield {name: window}
+
+    return Stream(datasets.Features({name: datasets.Value("string")}), read, folder=folder)
+
+
+def _stream_parquet(path: Path) -> Stream:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise files.read_error(path, error) from error
+
+    def read(names: list[str], size: int) -> Iterator[Window]:
+        batches = file.iter_batches(batch_size=size, columns=names)
+        return _explained((batch.to_pydict() for batch in batches), path)
+
+    features = datasets.Features.from_arrow_schema(file.schema_arrow)
+    return Stream(features, read, file.metadata.num_rows, folder=path.parent)
+
+
+def _with_first_window(path: Path, open_windows: Callable[[int], Iterator[Window]]) -> Stream:
+    """A file whose columns only its rows tell: the first 100 are looked at."""
+    first = next(open_windows(100), None)
+    if first is None:
+        raise UserError(f"{path} has no rows; give a table with rows.")
+    try:
+        features = datasets.Features.from_arrow_schema(pa.table(first).schema)
+    except pa.ArrowException as error:
+        raise files.read_error(path, error) from error
+
+    def read(names: list[str], size: int) -> Iterator[Window]:
+        for window in open_windows(size):
+            absent = [None] * len(next(iter(window.values())))  # no row of this window has it
+            yield {name: window.get(name, absent) for name in names}
+
+    return Stream(features, read, folder=path.parent)
+
+
+def _read_csv(path: Path, size: int) -> Iterator[Window]:
+    """All columns as texts; as in training, "NA" is a text and an empty cell is none."""
+    options: dict[str, Any] = {"sep": "\t" if files.ending(path) == ".tsv" else ",", "dtype": "object"}
+    options |= {"keep_default_na": False, "na_values": [""], "index_col": False, "chunksize": size}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # a surplus field, which would be dropped
+        with pd.read_csv(path, **options) as chunks:
+            for chunk in chunks:
+                yield chunk.astype(object).where(chunk.notna(), None).to_dict("list")
+
+
+def _read_json(path: Path, size: int) -> Iterator[Window]:
+    """JSON lines, one by one; a file that is one array is read whole."""
+    with _open_text(path) as file:
+        start = file.read(1)
+        while start.isspace():
+            start = file.read(1)
+        file.seek(0)
+        rows = iter(json.load(file)) if start == "[" else _parse_lines(file)
+        while window := list(itertools.islice(rows, size)):
+            if wrong := [row for row in window if not isinstance(row, dict)]:
+                raise UserError(f"{path} holds {str(wrong[0])[:60]!r}; expected one JSON object a row.")
+            names = dict.fromkeys(name for row in window for name in row)
+            yield {name: [row.get(name) for row in window] for name in names}
+
+
+def _parse_lines(file: TextIO) -> Iterator[Any]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}: {error}") from error
+
+
+def _read_text(path: Path) -> Iterator[str]:
+    with _open_text(path) as file:
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise files.read_error(path, error) from error
+
+
+def _open_text(path: Path) -> TextIO:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    return opened(path, "rt", encoding="utf-8-sig")
+
+
+def _explained(windows: Iterator[Window], path: Path) -> Iterator[Window]:
+    try:
+        yield from windows
+    except UserError:
+        raise
+    except (ValueError, OSError, KeyError, pd.errors.ParserWarning) as error:  # pyarrow's errors are ValueErrors
+        raise files.read_error(path, error) from error

@@ -1,0 +1,324 @@
+"""A trained network that answers rows without labels: `hftl.load(...)`, and what `hftl predict` asks window by window.
+
+Must not know files: rows come as columns and answers leave as columns.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from peft import PeftModel
+from PIL import Image
+
+from hftl.data.language import read_chat
+from hftl.errors import UserError
+from hftl.merge import TOLERANCE, fold_adapter
+from hftl.model_source import LoadedSource, ModelSource, find_source, load_network
+from hftl.models.quantization import is_quantized
+from hftl.tasks.base import AnswerOptions
+
+logger = logging.getLogger(__name__)
+
+WINDOW = {"image": 256}  # rows sorted by length together; an image of 224 px is 150 kB, a text next to nothing
+WINDOW_DEFAULT = 2048
+# On a CPU 32 was the fastest of 1 to 128 (docs/predict.md). A GPU starts here and halves when its memory runs out.
+BATCH_SIZES = {"cpu": {"text": 32, "image": 32, "language": 8}, "cuda": {"text": 256, "image": 256, "language": 32}}
+
+
+class Predictor:
+    """A network with all that is needed to ask it.
+
+    Attributes:
+        source: what it is, among it the task, the labels and the record of its run.
+    """
+
+    def __init__(self, loaded: LoadedSource, *, batch_size: int | None = None) -> None:
+        """Args:
+        loaded: network and processor.
+        batch_size: rows a pass; None: chosen, and halved where a GPU's memory runs out.
+        """
+        self.source = loaded.source
+        self.processor = loaded.processor
+        self.network = loaded.network
+        self.task = loaded.source.task
+        self.device = _find_device()
+        if not is_quantized(self.network):  # which is where it belongs already
+            self.network.to(self.device)
+        kind = self.device.type if self.device.type in BATCH_SIZES else "cpu"
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"--batch_size is {batch_size}; give 1 or more, or auto.")
+        self.batch_size = batch_size or BATCH_SIZES[kind][self.task.modality]
+        self._collate = self.task.build_collator(self.processor, self.source.data, "none")
+        self._may_merge = isinstance(self.network, PeftModel)
+
+    @property
+    def window_size(self) -> int:
+        """Rows that `answer` is best given at a time."""
+        return WINDOW.get(self.task.modality, WINDOW_DEFAULT)
+
+    def predict(
+        self,
+        rows: Sequence[Any],
+        *,
+        top_k: int = 1,
+        threshold: float = 0.5,
+        max_new_tokens: int = 64,
+        on_bad_rows: str = "error",
+    ) -> list[dict[str, Any]]:
+        """Answer rows, in their order: what `hftl predict` writes.
+
+        Args:
+            rows: texts, pairs of texts, images (PIL or paths), chats, or dictionaries of columns.
+            top_k: classes named for each row: `label`, `probability`, then `label_2`, `probability_2`, ...
+            threshold: probability from which on a row has a label, where it may have several.
+            max_new_tokens: of what a language model writes.
+            on_bad_rows: `error`, or `skip` for an answer of None.
+
+        Returns:
+            A dictionary a row: `row_id` (its place), and `label` and `probability`, or `labels` and
+            `probabilities`, or `value`, or `completion`.
+
+        Raises:
+            UserError: rows of another kind, or empty or unreadable ones.
+        """
+        options = AnswerOptions(top_k, threshold, max_new_tokens)
+        columns, answers = self._as_columns(rows), []
+        for start in range(0, len(rows), self.window_size):
+            window = {name: values[start : start + self.window_size] for name, values in columns.items()}
+            found = self.answer(window, options, on_bad_rows=on_bad_rows, first=start)
+            answers += [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+        return answers
+
+    def answer(
+        self,
+        columns: dict[str, list],
+        options: AnswerOptions,
+        *,
+        on_bad_rows: str = "error",
+        first: int = 0,
+        folder: Path = Path(),
+    ) -> dict[str, list]:
+        """Answer one window.
+
+        Args:
+            columns: canonical input columns.
+            options: what is asked for.
+            on_bad_rows: `error`, or `skip` for an answer of None.
+            first: `row_id` of the first row.
+            folder: which paths of images are relative to.
+
+        Returns:
+            `row_id` and the columns of the task, in the order of the rows.
+
+        Raises:
+            UserError: a row is bad, and `on_bad_rows` says that it is an error.
+        """
+        columns, faults = check_window(columns, folder)
+        bad = [index for index, fault in enumerate(faults) if fault]
+        if bad and on_bad_rows == "error":
+            more = f", and {len(bad) - 1} more near it" if len(bad) > 1 else ""
+            raise UserError(
+                f"Row {first + bad[0]} cannot be answered: {faults[bad[0]]}{more}. Repair it, or give "
+                "--on_bad_rows skip, which leaves its answer empty."
+            )
+        good = [index for index, fault in enumerate(faults) if not fault]
+        kept, encoded = self._ask({n: [v[i] for i in good] for n, v in columns.items()}, options) if good else ([], {})
+        found = self.task.decode(kept, encoded, self.processor, self.source.labels, options)
+        answers: dict[str, list] = {"row_id": list(range(first, first + len(faults)))}
+        for name, values in found.items():
+            spread: list = [None] * len(faults)
+            for index, value in zip(good, values, strict=True):
+                spread[index] = value
+            answers[name] = spread
+        return answers
+
+    def _ask(self, columns: dict[str, list], options: AnswerOptions) -> tuple[list[np.ndarray], dict[str, list]]:
+        """What is kept of each row's answer, and what was read of it."""
+        encoded = self.task.encode(columns, self.processor, self.source.data)
+        num_rows = len(next(iter(encoded.values())))
+        rows = [{name: values[index] for name, values in encoded.items()} for index in range(num_rows)]
+        self.merge(rows[: self.batch_size])
+
+        def ask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return self.task.answer(self.network, batch, self.processor, options)
+
+        return self.run_batches(rows, ask), encoded
+
+    @torch.inference_mode()
+    def run_batches(
+        self, rows: Sequence[dict[str, Any]], ask: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    ) -> list[np.ndarray]:
+        """What `ask` gives for each row, in their order; asked from long to short."""
+        order = sorted(range(len(rows)), key=lambda index: -rows[index].get("length", 0))
+        kept: list[Any] = [None] * len(rows)
+        start = 0
+        while start < len(order):
+            chosen = order[start : start + self.batch_size]
+            try:
+                batch = self.build_batch([rows[index] for index in chosen])
+                values = ask(batch)
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                logger.info("Out of memory: from here on %d rows a batch.", self.batch_size)
+                continue
+            values = (values if values.dtype == torch.int64 else values.float()).cpu().numpy()
+            for index, value in zip(chosen, values, strict=True):
+                kept[index] = value
+            start += len(chosen)
+        return kept
+
+    def build_batch(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Model inputs of some rows, where the network is."""
+        return {name: tensor.to(self.device) for name, tensor in self._collate(rows).items()}
+
+    @torch.inference_mode()
+    def merge(self, rows: list[dict[str, Any]]) -> None:
+        """Fold the adapter, if there is one, into the weights, if these model inputs get the same logits from both."""
+        if not self._may_merge:
+            return
+        self._may_merge = False
+        if self.network.active_peft_config.is_prompt_learning or is_quantized(self.network):
+            return  # virtual tokens are no weights, and rounded weights cannot take up an adapter
+        batch = {name: tensor for name, tensor in self.build_batch(rows).items() if name != "labels"}
+        expected = self.network(**batch).logits.float()
+        try:
+            merged = fold_adapter(self.network).eval()
+            gap, spread = (merged(**batch).logits.float() - expected).abs().max().item(), expected.std().item()
+            if gap <= TOLERANCE * max(spread, 1e-6):
+                self.network = merged
+                return
+            reason = f"a logit differs by {gap:.2g}, and they spread by {spread:.2g}"
+        except (ValueError, NotImplementedError, AttributeError, TypeError) as error:  # methods that cannot
+            reason = str(error).splitlines()[0]
+        logger.warning("The adapter is not merged, which would be faster: %s.", reason)
+        self.network = load_network(self.source).network.to(self.device)
+
+    def _as_columns(self, rows: Sequence[Any]) -> dict[str, list]:
+        """Rows of a Python caller as canonical columns."""
+        if isinstance(rows, (str, bytes, dict, Path, Image.Image)) or not isinstance(rows, Sequence):
+            raise UserError(f"Give a list of rows; found a {type(rows).__name__}.")
+        kinds = {type(row) for row in rows}
+        if kinds == {dict}:
+            names = dict.fromkeys(name for row in rows for name in row)
+            table = {name: [row.get(name) for row in rows] for name in names}
+            return self.rename(table, datasets.Features.from_arrow_schema(pa.table(table).schema))
+        name = {"image": "image", "language": "prompt"}.get(self.task.modality, "text")
+        if self.task.modality == "text" and kinds <= {tuple, list}:
+            if any(len(row) != 2 for row in rows):
+                raise UserError("A pair is two texts; found one of another length.")
+            self._check_inputs(["text", "text_pair"])
+            return {"text": [row[0] for row in rows], "text_pair": [row[1] for row in rows]}
+        self._check_inputs([name])
+        return {"messages" if self.task.modality == "language" and kinds == {list} else name: list(rows)}
+
+    def choose_columns(self, features: datasets.Features) -> dict[str, str]:
+        """The columns that are read of such a table -> their canonical names.
+
+        Raises:
+            UserError: none or several could be meant, or the network was trained on pairs and these are none.
+        """
+        chosen = self.task.choose_inputs(features, self.source.data)
+        self._check_inputs(list(chosen))
+        return chosen
+
+    def _check_inputs(self, found: list[str]) -> None:
+        wanted = self.source.num_inputs
+        if self.task.modality == "text" and wanted not in (None, len(found)):
+            names = "a text and its pair" if wanted == 2 else "one text"
+            raise UserError(f"{self.source.name} reads {names} a row; found {', '.join(found)}. Name the columns.")
+
+    def rename(self, table: dict[str, list], features: datasets.Features) -> dict[str, list]:
+        """The chosen columns of a table under their canonical names."""
+        return {canonical: table[name] for name, canonical in self.choose_columns(features).items()}
+
+
+def load(
+    model: Any,
+    *,
+    revision: str = "main",
+    batch_size: int | None = None,
+    **data: Any,
+) -> Predictor:
+    """Load a trained network to ask it.
+
+    Args:
+        model: run folder, checkpoint or adapter folder, Hub id, bundled:NAME, or the `RunRecord` of a run.
+        revision: of a Hub model.
+        batch_size: rows a pass; None: chosen.
+        data: columns and lengths that differ from those of training: `text_columns`, `image_column`, `label_column`,
+            `max_length`, `dataset_config`, as in `hftl train`.
+
+    Raises:
+        UserError: it cannot be found or loaded, or answers no task of hftl.
+    """
+    name = str(getattr(model, "folder", None) or model)
+    source = find_source(name, revision)
+    return Predictor(load_network(change_data(source, data)), batch_size=batch_size)
+
+
+def change_data(source: ModelSource, changes: dict[str, Any]) -> ModelSource:
+    """The source with other columns or lengths; what is None stays."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(source, data=replace(source.data, **given))
+
+
+def check_window(columns: dict[str, list], folder: Path) -> tuple[dict[str, list], list[str | None]]:
+    """Texts as texts, images decoded, chats in the usual words; and what is wrong with each row."""
+    readers: dict[str, Callable[[Any], Any]] = {
+        "image": lambda value: _read_image(value, folder),
+        "messages": lambda value: read_chat(value, "The row"),
+    }
+    read = {name: list(_read_all(values, readers.get(name, _read_text), name)) for name, values in columns.items()}
+    faults = [
+        next((str(v) for v in row if isinstance(v, Exception)), None) for row in zip(*read.values(), strict=True)
+    ]
+    return read, faults
+
+
+def _read_all(values: list, read: Callable[[Any], Any], name: str) -> Iterable[Any]:
+    """What `read` makes of each value, or the error that it raised."""
+
+    def attempt(value: Any) -> Any:
+        try:
+            return read(value)
+        except Exception as error:  # each format of Pillow fails in its own way
+            return error if isinstance(error, UserError) else UserError(f"{type(error).__name__}: {error}")
+
+    if name != "image":
+        return map(attempt, values)
+    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
+        return list(pool.map(attempt, values))
+
+
+def _read_text(value: Any) -> str:
+    text = "" if value is None else str(value)
+    if not text.split():
+        raise UserError("empty text")
+    return text
+
+
+def _read_image(value: Any, folder: Path) -> Image.Image:
+    """Upright and decoded, as `datasets` does it for training."""
+    if isinstance(value, Image.Image):
+        return value
+    if value is None or value == "":
+        raise UserError("no image")
+    fields = value if isinstance(value, dict) else {"bytes": None, "path": str(folder / Path(value).expanduser())}
+    if fields.get("bytes") is None and not Path(fields["path"]).is_file():
+        raise UserError(f"there is no file {fields['path']}")
+    return datasets.Image().decode_example(fields)
+
+
+def _find_device() -> torch.device:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
