@@ -154,10 +154,32 @@ def language_table() -> str:
     missing = ", ".join(f"{cell['arm']} {cell['seed']}" for cell in content["missing"])
     return "\n".join(lines) + (
         f"\n\nLower is better; {content['question']['num_test_examples']:,} definitions of WordNet, 2,500 to learn "
-        f"from; FLOPs are left out, since those of 4-bit products are not counted. "
+        f"from; FLOPs are left out, since those of 4-bit products were not counted yet. "
         f"{content['question']['budget']['sentence']} {content['question']['tuning_sentence']} Ten cells shared one "
         f"H100, whose memory ran out under one trial of QLoRA and under these seeds, which are missing: {missing}. "
         f"{content['date']}, `{_say_command(content)}`."
+    )
+
+
+def quantization_table() -> str:
+    """LoRA over weights as they are, in 8 and in 4 bits, on the same rows."""
+    content = read("compare-quantization-wordnet/results")
+    lines = ["| base | accuracy | against LoRA, points | verdict | seconds | peak memory |", "|---" * 6 + "|"]
+    titles = {arm["name"]: arm["title"] for arm in content["arms"]}
+    pairs = {pair["a"]: pair for pair in content["pairs"] if pair["b"] == "lora"}
+    for entry in content["summary"]:
+        cells = [titles[entry["arm"]], _say_score(entry), "", ""]
+        if pair := pairs.get(entry["arm"]):
+            low, high = (f"{100 * pair[end]:+.1f}" for end in ("low", "high"))
+            cells[2:] = [f"{100 * pair['difference']:+.1f} ({low} to {high})", pair["verdict"]]
+        cells += [f"{entry['wall_seconds']:.0f}", f"{entry['peak_memory_bytes'] / 1e9:.2f} GB"]
+        lines.append(f"| {' | '.join(cells)} |")
+    question = content["question"]
+    margin = next(iter(pairs.values()))["margin"]
+    return "\n".join(lines) + (
+        f"\n\n1,000 labels of WordNet and 250 to validate, {question['num_test_examples']:,} test rows, "
+        f"{len(content['seeds'])} seeds, paired; *equivalent*: within {100 * margin:.0f} points. Nothing was tuned. "
+        f"On two CPU cores that other work shared. {content['date']}, `{_say_command(content)}`."
     )
 
 
@@ -244,6 +266,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "head": ("docs/head-init.md", head_table),
     "adapters-wordnet": ("docs/adapters.md", partial(adapter_table, "wordnet")),
     "smollm2": ("docs/adapters.md", language_table),
+    "quantization-wordnet": ("docs/adapters.md", quantization_table),
     "qlora-70b": ("docs/adapters.md", memory_table),
     "adapters-fashion-mnist": ("docs/adapters.md", partial(adapter_table, "fashion-mnist")),
 }
