@@ -6,7 +6,7 @@ import bitsandbytes
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer
 
 from hftl.config import ModelArguments, parse_args
 from hftl.errors import UserError
@@ -80,6 +80,18 @@ def test_the_body_is_quantized_and_what_is_trained_is_float32(kind, modality, tr
     base = plain.from_pretrained(record.model["name"], num_labels=num_labels, ignore_mismatched_sizes=True)
     loaded = PeftModel.from_pretrained(base, folder)
     assert record.model["num_parameters"] == sum(p.numel() for p in loaded.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_with_other_labels_than_the_checkpoint_s_starts_anew(kind, files, train):
+    """transformers 5.17 keeps the old one, whose labels are fewer."""
+    network = AutoModelForSequenceClassification.from_pretrained(files / "bert", num_labels=2)
+    AutoTokenizer.from_pretrained(files / "bert").save_pretrained(files / "two-labels")
+    network.save_pretrained(files / "two-labels")
+    folder, network, _ = train("--quantization", kind, "--model_name_or_path", f"{files}/two-labels")
+    num_labels = len(RunRecord.read(folder).data["label_names"])
+    weight = next(p for name, p in network.named_parameters() if "classifier" in name and p.ndim == 2)
+    assert num_labels != 2 and weight.shape[0] == num_labels and weight.isfinite().all()
 
 
 def test_activation_checkpointing_over_a_quantized_body_still_trains_the_adapter(train):

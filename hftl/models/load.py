@@ -125,7 +125,32 @@ def _load(args: Any, task: Any, config: Any, kept: list[str]) -> tuple[PreTraine
             output_loading_info=True,
         )
     mismatched = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
+    if args.quantization != "none":
+        mismatched |= _replace_reshaped(network, build_empty(task, config), kept)
     return network, frozenset(report["missing_keys"]) | mismatched, mismatched
+
+
+def _replace_reshaped(network: PreTrainedModel, wanted: PreTrainedModel, kept: list[str]) -> set[str]:
+    """Start modules outside the body anew that have another shape than the configuration asks for.
+
+    transformers 5.17 loads the checkpoint's head into a quantized network whatever its size, and says nothing; 5.23
+    does what it does without quantization.
+
+    Returns:
+        The names of their parameters.
+    """
+    shapes = {name: parameter.shape for name, parameter in wanted.named_parameters()}
+    reshaped = {
+        name
+        for name, parameter in network.named_parameters()
+        if name.split(".")[0] in kept and parameter.shape != shapes.get(name)
+    }
+    for name in sorted({name.rpartition(".")[0] for name in reshaped}):
+        old, new = network.get_submodule(name), wanted.get_submodule(name)
+        new.to_empty(device=old.weight.device).to(old.weight.dtype)
+        new.apply(network._init_weights)
+        network.set_submodule(name, new)
+    return reshaped
 
 
 def _list_outside(task: Any, config: Any) -> list[str]:
