@@ -33,7 +33,7 @@ from hftl.examples import Examples, describe_source, load_examples, prepare_exam
 from hftl.head_start import count_feature_flops, load_features
 from hftl.metrics import METRICS, compute_predictions, compute_probabilities, compute_report
 from hftl.models.head import find_head, find_pooling_layer, make_linear
-from hftl.models.load import load_config, load_pretrained, read_config
+from hftl.models.load import find_commit, load_config, load_pretrained, read_config
 from hftl.models.modes import count_parameters
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
 from hftl.run_folder import check_run_folder, explained_resources, open_run_folder, recorded
@@ -403,7 +403,7 @@ def _read_features(args: Arguments, task: Task, examples: Examples) -> Source:
 
     model = {
         "name": args.model.model_name_or_path,
-        "revision": getattr(network.config, "_commit_hash", None),
+        "revision": find_commit(args.model),
         "num_parameters": count_parameters(network)[0],
         "num_trainable_parameters": 0,
     }

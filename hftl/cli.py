@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hftl import __version__
-from hftl.errors import Interrupted, OutOfResources, ResumeDiffers, TrainingDiverged, UserError, unknown_name
+from hftl.errors import (
+    Interrupted,
+    OutOfResources,
+    PublishError,
+    ResumeDiffers,
+    TrainingDiverged,
+    UserError,
+    unknown_name,
+)
 
 USAGE = f"""hftl {__version__}: fine-tune, adapt or train from scratch, and compare honestly.
 
@@ -28,6 +36,7 @@ verbs:
   predict  MODEL INPUT: answer rows of a file, a folder, a data set or the standard input
   evaluate MODEL DATA: the metrics of a trained model on data with labels, with intervals, beside those of its run
   export   MODEL OUT: a text or image classifier as ONNX, checked against it on real rows; --quantize int8
+  push     RUN --repo_id ORG/NAME: publish a run, after a fresh process has loaded it and found the same answers
   merge    RUN OUT: fold the adapter of a run into the weights, check that the answers stay, leave a plain checkpoint
 
 examples:
@@ -51,7 +60,8 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code.
 
-    0 ok, 1 a resumed run differs, 2 bad input, 3 diverged, 4 out of memory or disk, 75 stopped and resumable.
+    0 ok, 1 a resumed run differs, 2 bad input, 3 diverged, 4 out of memory or disk, 5 not published,
+    75 stopped and resumable.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
@@ -74,7 +84,7 @@ def guarded(function: Callable, *args: object) -> int:
     """Call `function`; a user's mistake becomes one message and an exit code instead of a traceback."""
     try:
         function(*args)
-    except (UserError, TrainingDiverged, OutOfResources, Interrupted, ResumeDiffers) as error:
+    except (UserError, TrainingDiverged, OutOfResources, PublishError, Interrupted, ResumeDiffers) as error:
         if not isinstance(error, Interrupted) or os.environ.get("RANK", "0") == "0":  # which comes to all alike
             print(f"hftl: {error}", file=sys.stderr)
         return error.exit_code
@@ -380,6 +390,52 @@ def _prepare_libraries() -> None:
     _quiet_libraries()
 
 
+def push(argv: list[str]) -> None:
+    """`hftl push RUN --repo_id ORG/NAME`: publish a run, or with --report alone a comparison."""
+    options = _parse_push(argv)
+    _configure_logging()
+    from hftl.hub.push import Publication, push_run, resume_push
+    from hftl.hub.space import push_report
+
+    _quiet_libraries()
+    if options.resume:
+        address = resume_push(options.run, print)
+    elif options.run is None:
+        flags = {"public": options.public, "dry_run": options.dry_run}
+        address = push_report(options.report, options.repo_id, say=print, **flags)
+    else:
+        names = ("repo_id", "public", "revision", "create_pr", "merge", "include_base", "subfolder")
+        report = str(options.report.absolute()) if options.report else None
+        publication = Publication(**{name: getattr(options, name) for name in names}, report=report)
+        address = push_run(options.run, publication, dry_run=options.dry_run, say=print)
+    if address:
+        print(f"pushed to {address}")
+
+
+def _parse_push(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="hftl push", description=push.__doc__, allow_abbrev=False)
+    parser.add_argument("run", nargs="?", type=Path, help="run folder")
+    parser.add_argument("--repo_id", help="ORG/NAME; made, private, if it is not there")
+    parser.add_argument("--public", action="store_true", help="let everybody see it")
+    parser.add_argument("--revision", default="main", help="branch; made, without other files, if it is not there")
+    parser.add_argument("--create_pr", action="store_true", help="propose the files in a pull request")
+    parser.add_argument("--merge", action="store_true", help="fold the adapter into the weights first")
+    parser.add_argument("--include_base", action="store_true", help="send a base that only you have to ORG/NAME-base")
+    parser.add_argument("--subfolder", default="", help="of the repository, for several runs in one")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="list files and card, touch no network")
+    parser.add_argument("--resume", action="store_true", help="go on with a push of this run that did not end")
+    parser.add_argument("--report", type=Path, help="folder of hftl compare: as a Space, or for the card of RUN")
+    if (word := next((word for word in argv if word.startswith(("--token", "--hub_token"))), None)) is not None:
+        name = word.partition("=")[0]
+        raise UserError(f"{name} would end in lists of processes. Set HF_TOKEN, or log in with `hf auth login`.")
+    options = parser.parse_args(argv)
+    if options.run is None and (options.report is None or options.resume):
+        raise UserError("Give the folder of a run, or --report with the folder of a comparison.")
+    if options.repo_id is None and not options.resume:
+        raise UserError("Give --repo_id ORG/NAME: your user name or organization, then the name.")
+    return options
+
+
 def _print_verdict(folder: Path) -> None:
     import json
 
@@ -476,4 +532,5 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "export": export,
     "merge": merge,
+    "push": push,
 }

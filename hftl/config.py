@@ -23,6 +23,7 @@ from hftl.yaml_file import as_words, read_yaml
 
 # Where a run is written, restarted, computed and watched is not part of what it is; a token is never written anywhere.
 NOT_RECORDED = {"output_dir", "resume_from_checkpoint", "allow_change", "hub_token", "use_cpu", "disable_tqdm"}
+NOT_RECORDED |= {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy"}  # nor published
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:

@@ -41,6 +41,12 @@ class ResumeDiffers(RuntimeError):
     exit_code = 1
 
 
+class PublishError(RuntimeError):
+    """The run is complete in its folder, but it was not published, or not all of it: exit code 5."""
+
+    exit_code = 5
+
+
 def unknown_name(kind: str, found: str, valid: Iterable[str], hint: str = "") -> UserError:
     """An error for a name that is not in `valid`: names the nearest one and lists them, or of many the nearest few."""
     valid = sorted(valid)

@@ -52,6 +52,7 @@ class RunRecord:
         history: What Trainer logged on the way: losses and validation scores, with their step.
         error: Why the run did not complete.
         folder: Where it was written or read; not a part of the file.
+        files: Name -> bytes and sha256 of what was saved, the model's files and `canary.parquet`.
     """
 
     folder: ClassVar[Path | None] = None
@@ -70,6 +71,7 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

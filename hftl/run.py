@@ -19,11 +19,14 @@ from hftl.cost.memory import PeakMemory
 from hftl.errors import UserError
 from hftl.examples import Examples, describe_source, load_examples, prepare_examples
 from hftl.head_start import initialize_head
+from hftl.hub.canary import write_canary
+from hftl.hub.files import record_files
+from hftl.hub.push import publish_run, take_publication
 from hftl.metrics import greater_is_better
 from hftl.models.adapters import adapter_of
 from hftl.models.embeddings import check_tokens, warn_of_still_rows
 from hftl.models.head import head_modules
-from hftl.models.load import load_config, read_config
+from hftl.models.load import find_commit, load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
 from hftl.models.quantization import check_quantization, is_quantized
 from hftl.records import RunRecord, compute_config_hash, count_cores, describe_environment, write_predictions
@@ -77,11 +80,13 @@ def run(
         TrainingDiverged: the loss stopped being finite; `run.json` says so.
         OutOfResources: memory or disk ran out; `run.json` says so.
         Interrupted: a signal ended training; there is a checkpoint to go on from.
+        PublishError: the run is complete in its folder, but not pushed.
     """
     ledger = Ledger(started)
     with ledger.bucket("startup"):
         mode, task = find_mode(args.model.mode), build_task(args.data.task)
         check_arguments(args)
+        publication = take_publication(args)
         keep_freed_memory()
         transformers.set_seed(args.training.seed)
         with args.training.main_process_first():
@@ -131,14 +136,18 @@ def run(
             kept = trainer.predict_rows(rows[split])
             record.metrics[split] = task.compute_report(kept, rows[split], examples.labels)
         with ledger.bucket("save"):
-            save_artifacts(trainer, processor, folder)
+            save_artifacts(trainer, processor, folder, record.model["revision"])
             if args.training.should_save:
                 write_predictions(folder, task.describe_predictions(kept, rows[split], examples.labels))
+            write_canary(trainer, task, processor, examples.splits[split], folder)
+            if args.training.should_save:
+                record.files = record_files(folder)
         with ledger.bucket("evaluation"):
             if args.training.world_size == 1 and (texts := task.sample(network, processor, examples.splits[split])):
                 record.metrics[split]["samples"] = texts
         record.cost |= memory.describe()
         record.history = [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
+    publish_run(args, publication)
     return record
 
 
@@ -189,8 +198,6 @@ def check_arguments(args: Arguments) -> None:
             "--early_stopping_patience keeps the best of several evaluations: add --load_best_model_at_end "
             "--eval_strategy steps --eval_steps 0.1 --save_strategy steps --save_steps 0.1."
         )
-    if args.training.push_to_hub:
-        raise UserError("--push_to_hub is not available yet. The run folder loads with plain transformers and peft.")
     if args.training.auto_find_batch_size:
         raise UserError(
             "--auto_find_batch_size restarts with already trained weights (transformers 5.23). "
@@ -324,7 +331,7 @@ def start_record(
         seed=args.training.seed,
         model={
             "name": args.model.model_name_or_path,
-            "revision": getattr(network.config, "_commit_hash", None),
+            "revision": find_commit(args.model),
             "num_parameters": total,
             "num_trainable_parameters": trainable,
             "head": head,

@@ -199,11 +199,20 @@ def _status(error: BaseException) -> str:
     return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
 
-def save_artifacts(trainer: Any, processor: Any, folder: Path) -> None:
-    """The model or adapter, its configuration with the label names, and the processor: plain library files."""
+def save_artifacts(trainer: Any, processor: Any, folder: Path, revision: str | None) -> None:
+    """The model or adapter, its configuration with the label names, and the processor: plain library files.
+
+    Args:
+        trainer: after training.
+        processor: tokenizer or image processor.
+        folder: of the run.
+        revision: commit of the base; peft loads an adapter's base at it.
+    """
     network = trainer.model
     if trainer.use_cache is not None:  # as it was: Trainer switches it off for training, and whoever loads this would
         network.config.use_cache = trainer.use_cache  # generate without it
+    for adapter in getattr(network, "peft_config", {}).values():
+        adapter.revision = revision
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what FSDP or ZeRO-3 have split
     if trainer.args.should_save:
         network.save_pretrained(folder, state_dict=weights)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "hftl"
 # What a part may import besides itself, from the bottom up.
 # `tasks.base` is the protocol, `tasks` the files that follow it.
 BASE = {"errors", "records", "config", "assets"}
-SERVICES = {"data", "metrics", "cost", "checkpoints", "hub", "tasks.base"}
+SERVICES = {"data", "metrics", "cost", "checkpoints", "tasks.base"}
 MAY_IMPORT = {
     "errors": set(),
     "records": {"errors"},
@@ -46,6 +46,7 @@ RUNS = (
     "predict",
     "evaluation",
     "export",
+    "hub",
     "run",
     "verify_resume",
     "baselines",
@@ -72,7 +73,7 @@ MAY_IMPORT |= {
 }
 ONLY_IMPORTER = {
     "evaluate": {"metrics"},
-    "peft": {"models", "merge", "model_source", "predictor"},
+    "peft": {"models", "merge", "model_source", "predictor", "hub"},
     "bitsandbytes": {"models"},
     "psutil": {"cost", "cli"},
     "onnxruntime": {"export"},

@@ -288,7 +288,7 @@ def test_random_network_has_no_random_norm_scales():
         (["--dtype", "bfloat16"], "--dtype bfloat16 is for weights that stay frozen"),
         (["--train_sampling_strategy", "batch_rebalance"], "batch_rebalance is not available"),
         (["--auto_find_batch_size"], "restarts with already trained weights"),
-        (["--push_to_hub"], "not available yet"),
+        (["--push_to_hub"], "--hub_model_id is None; give ORG/NAME"),
     ],
 )
 def test_settings_that_would_be_ignored_or_wrong_are_refused(flags, message, files, checkpoints):

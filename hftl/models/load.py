@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hftl.assets import resolve_model
+from hftl.assets import is_bundled, resolve_model
 from hftl.errors import UserError
 from hftl.models.embeddings import add_rows, count_rows
 from hftl.models.quantization import build_quantization
@@ -76,6 +77,18 @@ def _refuse_an_adapter(args: Any, source: str) -> None:
         advice.append(f"To go on with its own run, give --output_dir {name} --resume_from_checkpoint true.")
     over = f" over {base}" if base else ""
     raise UserError(f"{name} is an adapter ({adapter.get('peft_type')}){over}, not a network. {' '.join(advice)}")
+
+
+def find_commit(args: Any) -> str | None:
+    """The commit of the Hub that a checkpoint was loaded from, as its place in the cache says; None for local ones.
+
+    transformers 5 leaves no `_commit_hash` in a configuration.
+    """
+    name = args.model_name_or_path
+    if is_bundled(name) or Path(name).exists():
+        return None
+    file = try_to_load_from_cache(name, "config.json", revision=args.model_revision)
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def load_config(args: Any, task: Any, processor: Any, info: Any) -> Any:

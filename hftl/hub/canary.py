@@ -1,0 +1,113 @@
+"""Which rows and answers does a run keep, so that whoever loads its model later can compare? Writes `canary.parquet`.
+
+A row holds what a user has (a text, a pair, a chat, an image), what the processor of the run made of it, and the
+logits of the network of the run in evaluation. These are rows of the user's data: the file stays in the run folder
+and is never pushed.
+"""
+
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from hftl.hub.load_check import NUM_KEPT, build_inputs, compute_logits
+from hftl.records import write_atomically
+from hftl.tasks.base import Task
+from hftl.tasks.image_classification import to_rgb
+
+logger = logging.getLogger(__name__)
+
+CANARY_FILE = "canary.parquet"
+NUM_ROWS = {"text": 8, "language": 8, "image": 4}
+LARGEST_IMAGE = 512  # pixels of the longer side; a larger one is made smaller before anything reads it
+
+
+def write_canary(trainer: Any, task: Task, processor: Any, rows: datasets.Dataset, folder: Path) -> None:
+    """Let the trained network answer rows from all over a split, and write them down.
+
+    Every process takes part, because a network that is split over several answers in all of them at once.
+
+    Args:
+        trainer: after training.
+        task: that of the run.
+        processor: tokenizer or image processor.
+        rows: a split in canonical columns, inputs still as text or images.
+        folder: of the run.
+    """
+    try:
+        kept = _answer(trainer, task, processor, rows)
+    except Exception as error:  # whatever it is, a run that has been trained and evaluated is not lost for it
+        logger.warning("No rows were kept to check the saved model by, so it cannot be pushed: %s", error)
+        return
+    if trainer.args.should_save:
+        write_atomically(folder / CANARY_FILE, _to_parquet(kept))
+
+
+def _answer(trainer: Any, task: Task, processor: Any, rows: datasets.Dataset) -> list[dict[str, Any]]:
+    network = _plain_network(trainer)
+    network.eval()
+    is_language = task.modality == "language"
+    chosen = np.unique(np.linspace(0, len(rows) - 1, NUM_ROWS[task.modality]).round().astype(int))
+    if task.modality == "image":
+        rows = rows.cast_column("image", datasets.Image(decode=True))
+    kept = []
+    for row in rows.select(chosen):
+        canary = _read_row(row, processor, task.modality)
+        inputs = build_inputs(processor, canary)
+        on_device = {name: tensor.to(trainer.args.device) for name, tensor in inputs.items()}
+        logits = compute_logits(network, on_device, is_language=is_language)
+        kept.append(canary | _describe_inputs(inputs) | _keep(logits, is_language=is_language))
+    return kept
+
+
+def _plain_network(trainer: Any) -> Any:
+    """The network without autocast, so that its answers do not depend on the hardware more than they have to."""
+    if trainer.args.world_size > 1:  # wrapped, because it may be split over the processes
+        return trainer.model_wrapped
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def _read_row(row: dict[str, Any], processor: Any, modality: str) -> dict[str, Any]:
+    """The raw inputs; of a language model one text, a chat in its template."""
+    kept: dict[str, Any] = {"row_id": int(row["row_id"])}
+    if modality == "image":
+        image = to_rgb(row["image"])
+        image.thumbnail((LARGEST_IMAGE, LARGEST_IMAGE), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        return kept | {"image": file.getvalue()}
+    if "messages" in row:
+        text = processor.apply_chat_template(row["messages"], tokenize=False)
+        return kept | {"messages": json.dumps(row["messages"]), "text": text}
+    if "completion" in row:
+        return kept | {"text": (row["prompt"] or "") + row["completion"]}
+    return kept | {"text": row["text"]} | ({"text_pair": row["text_pair"]} if "text_pair" in row else {})
+
+
+def _describe_inputs(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    if "input_ids" in inputs:
+        return {"input_ids": inputs["input_ids"][0].tolist()}
+    pixels = inputs["pixel_values"][0].numpy()
+    return {"pixel_values": pixels.astype(np.float16).tobytes(), "pixel_shape": list(pixels.shape)}
+
+
+def _keep(logits: np.ndarray, *, is_language: bool) -> dict[str, Any]:
+    if not is_language:
+        return {"logits": logits.tolist()}
+    largest = np.sort(np.argsort(logits)[-NUM_KEPT:])
+    return {"logits": logits[largest].tolist(), "logit_ids": largest.tolist()}
+
+
+def _to_parquet(rows: list[dict[str, Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+    return buffer.getvalue().to_pybytes()

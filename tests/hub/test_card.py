@@ -1,0 +1,144 @@
+"""The model card: valid metadata with intervals, tables, licences, and nothing of this machine."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from hftl.errors import UserError
+from hftl.hub.card import Licences, describe_licences, read_comparison, render_card
+from hftl.hub.intervals import compute_interval
+from hftl.hub.licences import find_licence
+from hftl.hub.snippets import PIPELINES
+from hftl.hub.stage import Base, Staged, is_local
+from hftl.records import RunRecord
+from tests.hub.conftest import KINDS
+from tests.hub_storage import check_card
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),  # transformers 5.23
+]
+KNOWN = Licences("apache-2.0", "mit")
+
+
+def as_staged(run, base=None, **changes) -> Staged:
+    record = replace(RunRecord.read(run), **changes)
+    return Staged(record, run, "me/x", "", run, base)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_metadata_are_valid_and_hold_the_scores(kind, make_run):
+    run = make_run(kind)
+    base = Base("org/base", "a" * 40) if (run / "adapter_config.json").is_file() else None
+    text = render_card(as_staged(run, base), KNOWN)
+    assert check_card(text) == []  # the rules of the Hub that tuned models break
+    data = ModelCard(text).data
+    record = RunRecord.read(run)
+    scores = {result.metric_type: result for result in data.eval_results}
+    expected = {name: value for name, value in record.metrics["test"].items() if isinstance(value, float)}
+    assert {name: result.metric_value for name, result in scores.items()} == pytest.approx(expected, abs=1e-6)
+    (leading,) = [result for result in scores.values() if result.metric_args]
+    low, high = leading.metric_args["confidence_interval"]
+    assert low <= leading.metric_value <= high and leading.metric_args["confidence_level"] == 0.95
+    assert (data.library_name, data.base_model) == (("peft", "org/base") if base else ("transformers", None))
+    assert "hftl" in data.tags and data.pipeline_tag == PIPELINES[record.task]
+
+
+@pytest.mark.parametrize("kind", ["text-full", "image-peft", "lm-peft"])
+def test_no_path_of_this_machine_and_no_token_is_in_it(kind, make_run, published_files):
+    staged = as_staged(make_run(kind), Base("org/base", "a" * 40))
+    staged.record.config["secret"] = "hf_" + "a" * 34
+    text = render_card(staged, KNOWN)
+    assert str(published_files) not in text and "hf_aaa" not in text and "hf_[redacted]" in text
+
+
+def test_labels_scores_per_class_cost_and_versions_are_there(make_run):
+    text = render_card(as_staged(make_run("text-full")), KNOWN)
+    assert "Labels: `animal`, `motion`, `weather`." in text
+    assert "| class | precision | recall | F1 | rows |" in text and "| animal | " in text
+    assert "kWh" in text and "g of CO2, estimated" in text
+    assert "| `max_steps` | `3` |" in text and "transformers 5" in text and "WARNING" not in text
+
+
+def test_a_label_cannot_break_the_table(make_run):
+    staged = as_staged(make_run("text-full"))
+    per_class = staged.record.metrics["test"]["per_class"]
+    per_class["a|b\n`c`"] = per_class.pop("animal")
+    assert "| a/b 'c' | " in render_card(staged, KNOWN)
+
+
+def test_unknown_licences_are_warned_of_and_known_ones_carried_over(make_run):
+    staged = as_staged(make_run("text-full"))
+    text = render_card(staged, Licences())
+    assert "The licence of the base model (bert) is not known" in text and "training data (train.csv)" in text
+    assert ModelCard(text).data.license is None
+    assert ModelCard(render_card(staged, KNOWN)).data.license == "apache-2.0"
+    assert describe_licences(staged, KNOWN) == []
+    scratch = as_staged(make_run("text-scratch"))
+    assert ModelCard(render_card(scratch, KNOWN)).data.license is None  # it has no weights of the base
+    assert "The licence of this model is not known" in describe_licences(scratch, KNOWN)[0]
+
+
+def test_licences_are_found_where_they_are_written(tmp_path, monkeypatch):
+    assert find_licence("bundled:minilm-l6", "model", is_offline=True) == "apache-2.0"
+    assert find_licence("bundled:fashion-mnist", "dataset", is_offline=True) == "mit"
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert find_licence(str(tmp_path), "model", is_offline=True) == "mit"
+    assert find_licence(str(tmp_path / "train.csv"), "dataset", is_offline=True) is None
+    assert find_licence("org/never-seen", "model", is_offline=True) is None
+
+
+def test_names_of_the_hub_are_told_from_those_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert all(map(is_local, ("bundled:minilm-l6", "mine", "/there", "./there", "~/there")))
+    assert not is_local("org/name")
+
+
+def test_a_comparison_is_shown_where_one_is_named(make_run, tmp_path):
+    row = {"arm": "full", "size": 64, "mean": 0.5, "low": 0.25, "high": 0.75}
+    results = {
+        "arms": [{"name": "full", "title": "Full fine-tuning"}, {"name": "lora", "title": None}],
+        "sizes": [64, 1024],
+        "seeds": [1, 2, 3],
+        "summary": [row, row | {"arm": "lora", "size": 1024, "low": None}],
+        "question": {"metric": "f1_macro"},
+        "verdict": {"headline": "Cannot tell"},
+    }
+    with pytest.raises(UserError, match="has no results.json; give the folder of `hftl compare`"):
+        read_comparison(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = render_card(as_staged(make_run("text-full")), KNOWN, tmp_path)
+    assert "| | 64 | 1,024 |" in text and "| Full fine-tuning | 0.500 (0.250 to 0.750) |  |" in text
+    assert "| lora |  | 0.500 |" in text and "Test f1 macro, mean over 3 seeds" in text and "Cannot tell." in text
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+    draws, inside = np.random.default_rng(3), 0
+    for _ in range(100):
+        correct = draws.random(150) < 0.7
+        columns = {"label": np.ones(150), "prediction": correct.astype(float)}
+        _, low, high = compute_interval("single_label_classification", columns)
+        inside += low <= 0.7 <= high
+    assert 88 <= inside <= 100
+
+
+@pytest.mark.parametrize(
+    ("problem", "columns", "metric", "value"),
+    [
+        ("regression", {"label": np.array([1.0, 2.0]), "prediction": np.array([1.0, 4.0])}, "mse", 2.0),
+        ("multi_label_classification", {"label": np.eye(2), "prediction": np.ones((2, 2))}, "f1_micro", 2 / 3),
+        (
+            "language_modeling",
+            {"negative_log_likelihood": np.log(2) * np.array([8.0, 8.0]), "num_bytes": np.array([4, 4])},
+            "bits_per_byte",
+            2.0,
+        ),
+    ],
+)
+def test_an_interval_is_about_the_leading_metric(problem, columns, metric, value):
+    name, low, high = compute_interval(problem, columns)
+    assert name == metric and low <= value <= high

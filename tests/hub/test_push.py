@@ -1,0 +1,416 @@
+"""The upload: one commit, private, once; what each failure says, that the run stays as it was, and how it goes on."""
+
+import hashlib
+import json
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import HfApi
+
+from hftl import cli
+from hftl.config import parse_args
+from hftl.errors import PublishError, UserError
+from hftl.hub import upload
+from hftl.hub.push import Publication, push_run, take_publication
+from hftl.run import check_arguments, run
+from tests.hub.conftest import list_flags
+from tests.hub_server import Fault
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # peft's hints
+    pytest.mark.filterwarnings("ignore:.*has been moved.*"),
+]
+SENT = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture
+def logged_in(hub, monkeypatch):
+    """The server, with a token that may write in the environment."""
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    return hub
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """The seconds between our tries; nobody waits for them, nor for those of the client."""
+    seconds: list[float] = []
+    monkeypatch.setattr(upload, "time", SimpleNamespace(sleep=seconds.append))
+    clock = SimpleNamespace(sleep=lambda _: None, time=time.time)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
+    return seconds
+
+
+@pytest.fixture
+def open_gate(monkeypatch):
+    """The gate has tests of its own, and takes seconds."""
+    monkeypatch.setattr("hftl.hub.push.pass_gate", lambda *_, **__: "gate passed")
+
+
+def read_all(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def commits(hub, repo_id: str = "org/x", revision: str = "main") -> list[str]:
+    return [commit.title for commit in hub.repos[repo_id].history(revision)]
+
+
+def files(hub, repo_id: str = "org/x", revision: str = "main") -> set[str]:
+    return set(hub.repos[repo_id].find(revision).files) - {".gitattributes"}
+
+
+# What is sent
+
+
+def test_a_push_is_one_private_commit_with_a_tag(logged_in, copy_run, open_gate, capsys):
+    folder = copy_run("text-full")
+    before = read_all(folder)
+    assert cli.main(["push", str(folder), "--repo_id", "org/x"]) == 0
+    assert "pushed to org/x at " in capsys.readouterr().out
+    assert files(logged_in) == SENT
+    assert len(commits(logged_in)) == 2 and commits(logged_in)[0].startswith("Push a full run of hftl (run-")
+    assert logged_in.repos["org/x"].is_private
+    (tag,) = [ref for ref in logged_in.repos["org/x"].refs if ref.startswith("refs/tags/run-")]
+    assert logged_in.repos["org/x"].refs[tag] == logged_in.repos["org/x"].find("main").oid
+    after = read_all(folder)
+    assert {name: value for name, value in after.items() if name != "push.json"} == before
+    assert logged_in.token not in (folder / "push.json").read_text()
+
+
+def test_the_same_push_again_makes_no_commit(logged_in, copy_run, open_gate):
+    folder = copy_run("text-full")
+    for _ in range(2):
+        push_run(folder, Publication("org/x"))
+    assert len(commits(logged_in)) == 2
+
+
+def test_a_dry_run_lists_files_and_card_and_asks_no_network(hub, copy_run, capsys, open_gate):
+    folder = copy_run("text-full")
+    before = read_all(folder)
+    assert cli.main(["push", str(folder), "--repo_id", "org/x", "--dry_run"]) == 0
+    output = capsys.readouterr().out
+    assert "94,180  model.safetensors" in output and "## Use it" in output and "bytes in 5 files would go" in output
+    assert hub.requests == [] and read_all(folder) == before
+
+
+def test_a_repository_is_public_only_if_asked_for(logged_in, copy_run, open_gate):
+    folder = copy_run("text-full")
+    push_run(folder, Publication("org/x", public=True))
+    assert not logged_in.repos["org/x"].is_private
+    with pytest.raises(UserError, match="org/x exists and is public. Add --public"):
+        push_run(folder, Publication("org/x"))
+
+
+def test_runs_go_to_branches_and_subfolders_of_one_repository(logged_in, make_run, copy_run, open_gate):
+    full, scratch = copy_run("text-full"), copy_run("text-scratch")
+    push_run(full, Publication("org/x"))
+    push_run(scratch, Publication("org/x", revision="scratch"))
+    push_run(scratch, Publication("org/x", subfolder="seeds/one"))
+    assert files(logged_in, revision="scratch") == SENT
+    assert len(commits(logged_in, revision="scratch")) == 2  # the branch began without the files of main
+    assert files(logged_in) == SENT | {f"seeds/one/{name}" for name in SENT}
+    card = logged_in.repos["org/x"].find("main").files["seeds/one/README.md"].content.decode()
+    assert 'from_pretrained("org/x", subfolder="seeds/one")' in card
+
+
+def test_a_pull_request_leaves_main_as_it_is(logged_in, copy_run, open_gate, capsys):
+    HfApi().create_repo("org/x", private=True)
+    assert cli.main(["push", str(copy_run("text-full")), "--repo_id", "org/x", "--create_pr"]) == 0
+    assert files(logged_in) == set() and files(logged_in, revision="refs/pr/1") == SENT
+    assert "/discussions/1" in capsys.readouterr().out
+
+
+def test_a_base_of_this_machine_goes_to_a_repository_of_its_own(logged_in, copy_run, open_gate):
+    push_run(copy_run("text-peft"), Publication("org/x", include_base=True))
+    assert "adapter_model.safetensors" in files(logged_in) and "model.safetensors" not in files(logged_in)
+    assert files(logged_in, "org/x-base") == SENT
+    assert logged_in.repos["org/x-base"].is_private
+    config = json.loads(logged_in.repos["org/x"].find("main").files["adapter_config.json"].content)
+    assert config["base_model_name_or_path"] == "org/x-base"
+    assert f"refs/tags/{config['revision']}" in logged_in.repos["org/x-base"].refs
+
+
+def test_a_merged_adapter_is_a_whole_network(logged_in, copy_run, open_gate):
+    push_run(copy_run("text-peft"), Publication("org/x", merge=True))
+    assert files(logged_in) == SENT
+
+
+def test_what_an_earlier_push_left_and_would_disturb_is_taken_away(logged_in, copy_run, open_gate):
+    push_run(copy_run("text-full"), Publication("org/x"))
+    HfApi().upload_file(repo_id="org/x", path_or_fileobj=b"mine", path_in_repo="notes.txt")
+    push_run(copy_run("text-peft"), Publication("org/x", include_base=True))
+    assert "adapter_model.safetensors" in files(logged_in)
+    assert "model.safetensors" not in files(logged_in)  # transformers would load it and not the adapter
+    assert "notes.txt" in files(logged_in)
+
+
+@pytest.mark.parametrize("content", [b"weights", None])
+def test_a_repository_with_other_content_is_refused(logged_in, copy_run, open_gate, capsys, content):
+    api = HfApi()
+    api.create_repo("org/x", private=True)
+    card = b"---\ntags: [other]\n---\n# Mine"
+    path = "model.safetensors" if content else "README.md"
+    api.upload_file(repo_id="org/x", path_or_fileobj=content or card, path_in_repo=path)
+    assert cli.main(["push", str(copy_run("text-full")), "--repo_id", "org/x"]) == 2
+    assert f"org/x holds files that hftl did not push: {path}" in capsys.readouterr().err
+    assert files(logged_in) == {path}
+
+
+# Faults of the Hub
+
+FAULTS = {
+    "401": (Fault(status=401), "The token is not valid. Log in with `hf auth login`"),
+    "403": (Fault(status=403), "This token may not write there"),
+    "404": (Fault(status=404, code="RepoNotFound"), "There is no such repository"),
+    "409": (Fault(status=409), "409"),
+    "429": (Fault(status=429, retry_after=3), "429"),
+    "500": (Fault(status=500), "500"),
+    "cut": (Fault(cut="request"), "RemoteProtocolError"),
+}
+PLACES = {
+    "commit": ("POST", "/commit/"),
+    "create": ("POST", "/api/repos/create"),
+    "look": ("GET", "/api/models/org/x"),
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "place"),
+    [(fault, place) for fault in FAULTS for place in PLACES if (fault, place) != ("404", "look")],  # it is made then
+)
+def test_a_failure_keeps_the_run_says_what_was_sent_and_can_be_resumed(
+    fault, place, logged_in, copy_run, open_gate, waits, capsys
+):
+    folder = copy_run("text-full")
+    before = read_all(folder)
+    logged_in.fail(*PLACES[place], FAULTS[fault][0], times=60)
+    assert cli.main(["push", str(folder), "--repo_id", "org/x"]) == 5
+    message = capsys.readouterr().err
+    assert FAULTS[fault][1] in message
+    assert "Not sent: README.md" in message and f"`hftl push {folder} --resume` goes on" in message
+    assert logged_in.token not in message
+    after = read_all(folder)
+    assert {name: value for name, value in after.items() if name != "push.json"} == before
+    is_retried = fault in {"409", "429", "500", "cut"}
+    assert waits == ([1, 2, 4, 8, 16] if is_retried and fault != "429" else [4] * 5 if is_retried else [])
+    if place == "commit":
+        assert "Sent: model.safetensors. Not sent: README.md" in message and files(logged_in) == set()
+    logged_in._rules.clear()
+    assert cli.main(["push", str(folder), "--resume"]) == 0
+    assert files(logged_in) == SENT
+    assert len(logged_in.seen("PUT", "^/lfs/")) == 1  # the weights once
+
+
+def test_a_repository_that_was_made_though_the_answer_was_lost_is_used(logged_in, copy_run, open_gate, waits):
+    logged_in.fail("POST", "/api/repos/create", Fault(cut="answer"))
+    push_run(copy_run("text-full"), Publication("org/x"))
+    assert files(logged_in) == SENT and waits == [1]
+
+
+def test_a_slow_hub_is_waited_for(logged_in, copy_run, open_gate):
+    logged_in.fail("POST", "/commit/", Fault(delay_seconds=1.0))
+    push_run(copy_run("text-full"), Publication("org/x"))
+    assert files(logged_in) == SENT
+
+
+def test_a_silent_hub_is_given_up(logged_in, copy_run, open_gate, waits, monkeypatch):
+    monkeypatch.setattr(upload, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(upload, "WAITS", (1,))
+    logged_in.fail("POST", "/commit/", Fault(delay_seconds=2.0), times=2)
+    with pytest.raises(PublishError, match="ReadTimeout"):
+        push_run(copy_run("text-full"), Publication("org/x"))
+
+
+def test_short_trouble_is_waited_out_as_long_as_the_hub_asks(logged_in, copy_run, open_gate, waits):
+    logged_in.fail("POST", "/commit/", Fault(status=429, retry_after=7))
+    logged_in.fail("POST", "/commit/", Fault(status=503))
+    push_run(copy_run("text-full"), Publication("org/x"))
+    assert files(logged_in) == SENT and waits == [8, 2]
+
+
+@pytest.mark.parametrize("more", [{}, {"create_pr": True}])
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(logged_in, copy_run, open_gate, waits, more):
+    HfApi().create_repo("org/x", private=True)
+    logged_in.fail("POST", "/commit/", Fault(cut="answer"))
+    push_run(copy_run("text-full"), Publication("org/x", **more))
+    assert len(logged_in.repos["org/x"].commits) == 2 and len(waits) == 1
+    assert len(logged_in.repos["org/x"].pull_requests) == (1 if more else 0)
+
+
+def test_weights_that_cannot_be_sent_are_named(logged_in, copy_run, open_gate, waits):
+    logged_in.fail("PUT", "^/lfs/", Fault(status=500), times=99)
+    with pytest.raises(PublishError, match="Sent: nothing. Not sent: README.md, config.json, model.safetensors"):
+        push_run(copy_run("text-full"), Publication("org/x"))
+
+
+def test_a_tag_that_cannot_be_set_says_that_the_files_are_there(logged_in, copy_run, open_gate):
+    logged_in.fail("POST", "/tag/", Fault(status=403))
+    with pytest.raises(PublishError, match="All 5 files are there .* but the commit has no tag yet"):
+        push_run(copy_run("text-full"), Publication("org/x"))
+
+
+def test_what_is_committed_in_between_is_looked_at_again(logged_in, copy_run, open_gate, waits):
+    """412: another commit came first. It is no reason to overwrite what it brought, nor to give up."""
+    push_run(copy_run("text-full"), Publication("org/x"))
+    logged_in.fail("POST", "/commit/", Fault(status=412))
+    push_run(copy_run("text-scratch"), Publication("org/x"))
+    assert len(commits(logged_in)) == 3 and waits == [1]
+
+
+def test_the_gate_stands_in_front_of_the_network(logged_in, copy_run, capsys):
+    folder = copy_run("text-full")
+    (folder / ".env").write_text("HF_TOKEN=1")
+    assert cli.main(["push", str(folder), "--repo_id", "org/x"]) == 5
+    assert "stray file: the file .env" in capsys.readouterr().err
+    assert logged_in.requests == [] or not logged_in.seen("POST", "")
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Give the folder of a run, or --report"),
+        (["RUN"], "Give --repo_id ORG/NAME"),
+        (["RUN", "--repo_id", "x"], "--repo_id is 'x'; give ORG/NAME"),
+        (["RUN", "--repo_id", "org/x", "--token", "hf_a"], "--token would end in lists of processes"),
+        (["RUN", "--repo_id", "org/x", "--pubic"], "Did you mean '--public'"),
+        (["RUN", "--repo_id", "org/x", "--create_pr", "--revision", "b"], "--create_pr proposes a change of main"),
+        (["RUN", "--repo_id", "org/x", "--create_pr", "--include_base"], "--include_base makes a repository"),
+        (["RUN", "--repo_id", "org/x", "--subfolder", "../x"], "--subfolder is '../x'; give a path in the repository"),
+        (["RUN", "--resume"], "No push of .* was begun"),
+        (["--report", "nothing", "--repo_id", "org/x"], "nothing has no report.html"),
+        (["nothing", "--repo_id", "org/x"], "nothing is not a run folder"),
+    ],
+)
+def test_mistyped_flags_say_what_to_type(words, message, logged_in, make_run, capsys):
+    words = [word.replace("RUN", str(make_run("text-full"))) for word in words]
+    assert cli.main(["push", *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert logged_in.requests == []
+
+
+def test_without_a_token_or_offline_nothing_is_computed(hub, make_run, monkeypatch):
+    with pytest.raises(UserError, match="There is no token of the Hub. Log in with `hf auth login`"):
+        push_run(make_run("text-full"), Publication("org/x"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        push_run(make_run("text-full"), Publication("org/x"))
+
+
+# At the end of a run
+
+
+def words_of_a_run(files: Path, out: Path, *more: str) -> list[str]:
+    words = [*list_flags(files, "text"), "--use_cpu", "--max_steps", "1", "--output_dir", str(out)]
+    return [*words, "--model_name_or_path", f"{files}/bert", "--push_to_hub", "--hub_model_id", "org/x", *more]
+
+
+def test_a_run_is_pushed_when_it_is_whole(logged_in, published_files, tmp_path, open_gate):
+    out = tmp_path / "run"
+    run(parse_args(words_of_a_run(published_files, out, "--hub_revision", "first"), mode="full"))
+    assert files(logged_in, revision="first") == SENT and files(logged_in) == set()
+    assert "push_to_hub" not in (out / "config.yaml").read_text()  # run again, it does not overwrite what was pushed
+    assert len(logged_in.seen("POST", "/commit/")) == 1  # Trainer itself sends nothing
+
+
+def test_a_push_that_fails_at_the_end_of_a_run_leaves_the_run_complete(
+    logged_in, published_files, tmp_path, open_gate, capsys
+):
+    out = tmp_path / "run"
+    logged_in.fail("POST", "/api/repos/create", Fault(status=403))
+    words = words_of_a_run(published_files, out, "--mode", "peft")
+    assert cli.main(["train", *words]) == 5
+    assert f"`hftl push {out} --resume` goes on with it" in capsys.readouterr().err
+    assert json.loads((out / "run.json").read_text())["status"] == "completed"
+    assert (out / "adapter_model.safetensors").is_file() and (out / "predictions.parquet").is_file()
+    assert cli.main(["push", str(out), "--resume"]) == 0
+    assert "adapter_model.safetensors" in files(logged_in)
+    assert "model.safetensors" in files(logged_in, "org/x-base")  # the base is on this machine only
+
+
+def test_whatever_goes_wrong_with_a_push_at_the_end_the_run_is_whole(
+    logged_in, published_files, tmp_path, monkeypatch
+):
+    def fail(*_, **__):
+        raise ZeroDivisionError(f"odd {logged_in.token}")
+
+    monkeypatch.setattr("hftl.hub.push.pass_gate", fail)
+    with pytest.raises(PublishError, match="is complete in .*odd .redacted") as error:
+        run(parse_args(words_of_a_run(published_files, tmp_path / "run"), mode="full"))
+    assert logged_in.token not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--push_to_hub"], "--hub_model_id is None; give ORG/NAME"),
+        (["--push_to_hub", "--hub_model_id", "x"], "--hub_model_id is 'x'"),
+        (["--hub_model_id", "org/x"], "--hub_model_id is for --push_to_hub, which is not given"),
+        (
+            ["--push_to_hub", "--hub_model_id", "org/x", "--hub_strategy", "every_save"],
+            "--hub_strategy can only be end",
+        ),
+        (["--push_to_hub", "--hub_model_id", "org/x", "--hub_always_push"], "--hub_always_push is for pushes while"),
+        (["--push_to_hub", "--hub_model_id", "org/x"], "There is no token of the Hub"),
+    ],
+)
+def test_a_push_that_cannot_work_is_refused_before_training(words, message, hub, published_files):
+    args = parse_args([*list_flags(published_files, "text"), "--model_name_or_path", "x", *words], mode="full")
+    check_arguments(args)
+    with pytest.raises(UserError, match=message):
+        take_publication(args)
+
+
+def test_flags_of_trainer_mean_what_they_say(logged_in, published_files):
+    base = [*list_flags(published_files, "text"), "--push_to_hub", "--hub_model_id", "org/x"]
+    local = ["--model_name_or_path", f"{published_files}/bert"]
+
+    def take(mode, *more):
+        return take_publication(parse_args([*base, *more], mode=mode))
+
+    assert take("full", *local) == Publication("org/x")
+    assert take("full", *local, "--hub_private_repo", "false").public
+    assert not take("full", *local, "--hub_private_repo", "true").public
+    assert take("full", *local, "--hub_revision", "b").revision == "b"
+    assert take("peft", *local).include_base and not take("peft", "--model_name_or_path", "org/bert").include_base
+    assert take_publication(parse_args([*list_flags(published_files, "text"), *local], mode="full")) is None
+
+
+# Reports
+
+
+@pytest.fixture
+def report(tmp_path) -> Path:
+    folder = tmp_path / "campaign"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "report.html").write_text("<h1>Report</h1>")
+    (folder / "results.json").write_text("{}")
+    (folder / "figures" / "curve.png").write_bytes(b"\x89PNG\0")
+    (folder / "secret.env").write_text("A=1")
+    return folder
+
+
+def test_a_report_becomes_a_static_space(logged_in, report, capsys):
+    assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 0
+    assert files(logged_in, "spaces/org/page") == {"README.md", "index.html", "results.json", "figures/curve.png"}
+    front = logged_in.repos["spaces/org/page"].find("main").files["README.md"].content.decode()
+    assert "sdk: static" in front and "app_file: index.html" in front
+    assert logged_in.repos["spaces/org/page"].is_private
+    assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 0  # again: no other content
+    assert "pushed to spaces/org/page at" in capsys.readouterr().out
+
+
+def test_a_report_with_a_token_in_it_is_not_published(logged_in, report, capsys):
+    (report / "results.json").write_text('{"command": "hf_' + "a" * 34 + '"}')
+    assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 5
+    assert "token: results.json holds a token" in capsys.readouterr().err and logged_in.requests == []
+
+
+def test_a_dry_run_of_a_report_lists_its_files(hub, report, capsys):
+    assert cli.main(["push", "--report", str(report), "--repo_id", "org/page", "--dry_run"]) == 0
+    assert "index.html" in capsys.readouterr().out and hub.requests == []

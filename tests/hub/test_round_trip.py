@@ -1,0 +1,149 @@
+"""From training to a reload by others, over the Hub: one process trains and pushes, another has plain libraries only.
+
+It runs the code of the card as pasted and answers every test row; the predictions must be those that the run stored.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import HfApi
+from PIL import Image
+
+from hftl.metrics import compute_probabilities
+from hftl.records import RunRecord, read_predictions
+from tests import tiny
+from tests.hub_server import serve
+
+pytestmark = pytest.mark.slow
+MODES = ("full", "peft", "scratch", "probe")
+RUNS = [f"{modality}-{mode}" for modality in ("text", "image") for mode in MODES] + ["lm-peft", "text-local"]
+
+TRAIN = """
+import sys
+from hftl import cli
+
+for line in sys.stdin.read().splitlines():
+    code = cli.main(line.split("\\t"))
+    assert code == 0, (code, line)
+"""
+RELOAD = """
+import io, json, re, sys
+import torch
+from contextlib import redirect_stdout
+from huggingface_hub import hf_hub_download
+from PIL import Image
+
+assert "hftl" not in sys.modules
+for line in sys.stdin:
+    name, rows = json.loads(line)
+    card = open(hf_hub_download(name, "README.md"), encoding="utf-8").read()
+    code = re.search("```python\\n(.*?)```", card, re.DOTALL)[1]
+    scope, printed = {}, io.StringIO()
+    with redirect_stdout(printed):
+        exec(code, scope)
+    model, processor, logits = scope["model"], scope["processor"], []
+    with torch.no_grad():
+        for row in rows:
+            if row.endswith(".png"):
+                inputs = processor(images=Image.open(row).convert("RGB"), return_tensors="pt")
+            else:
+                inputs = processor(row, truncation=True, return_tensors="pt")
+            logits.append(model(**inputs).logits[0].tolist())
+    print(json.dumps({"name": name, "logits": logits, "printed": printed.getvalue().strip()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def trip(tmp_path_factory):
+    """Name -> run folder, and what the second process found; the server."""
+    folder = tmp_path_factory.mktemp("trip")
+    tiny.write_text_task(folder)
+    tiny.write_tiny_convnet(folder / "convnet")
+    tiny.write_tiny_llama(folder / "llama")
+    tiny.write_image_folder(folder / "photos" / "train", 6)
+    tiny.write_image_folder(folder / "photos" / "test", 2, seed=1)
+    tiny.write_jsonl(folder / "lm.jsonl", tiny.make_completions(12))
+    photos = sorted((folder / "photos" / "test").rglob("*.png"))
+    Image.new("RGB", (40, 50)).save(folder / "photo.png")  # which the card opens
+    texts = [row["text"] for row in tiny.make_texts(9, seed=1)]
+    with pytest.MonkeyPatch.context() as patch, serve() as hub:
+        hub.connect_client(patch, folder / "home")
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        for name in ("bert", "convnet", "llama"):
+            api.create_repo(f"org/{name}")
+            api.upload_folder(repo_id=f"org/{name}", folder_path=folder / name)
+        environment = hub.client_environment(folder / "trainer", hub.token) | {"HFTL_CACHE": str(folder / "cache")}
+        words = "\n".join("\t".join(list_words(name, folder)) for name in RUNS)
+        run_process(TRAIN, words, environment, folder)
+        # A base at another commit would give other answers: the pinned one must be the one that others get.
+        tiny.write_tiny_bert(folder / "other", seed=9)
+        api.upload_folder(repo_id="org/bert", folder_path=folder / "other")
+        environment = hub.client_environment(folder / "reader", hub.token)
+        del environment["PYTHONPATH"]
+        rows = {"text": texts, "image": list(map(str, photos)), "lm": ["cat is:"]}
+        asked = "".join(json.dumps([f"org/{name}-run", rows[name.split("-")[0]]]) + "\n" for name in RUNS)
+        lines = run_process(RELOAD, asked, environment, folder).splitlines()
+        answers = [json.loads(line) for line in lines if line.startswith('{"name"')]
+        yield {answer["name"].split("/")[1].removesuffix("-run"): answer for answer in answers}, folder, hub
+
+
+def list_words(name: str, folder: Path) -> list[str]:
+    modality, mode = name.split("-")
+    data = {
+        "text": ["--train_file", f"{folder}/train.csv", "--test_file", f"{folder}/test.csv"],
+        "image": ["--task", "image-classification", "--dataset", f"{folder}/photos"],
+        "lm": ["--task", "causal-lm", "--train_file", f"{folder}/lm.jsonl", "--test_file", f"{folder}/lm.jsonl"],
+    }[modality]
+    base = {"text": "org/bert", "image": "org/convnet", "lm": "org/llama"}[modality]
+    base = str(folder / "bert") if mode == "local" else base
+    words = ["train", "--mode", "peft" if mode == "local" else mode, *data, "--model_name_or_path", base]
+    words += ["--use_cpu", "--max_steps", "3", "--output_dir", str(folder / "runs" / name)]
+    return [*words, "--push_to_hub", "--hub_model_id", f"org/{name}-run"]
+
+
+def run_process(code: str, stdin: str, environment: dict[str, str], folder: Path) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(
+        command, input=stdin, env=environment, cwd=folder, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("lm")])
+def test_others_get_the_predictions_that_the_run_stored(trip, name):
+    answers, folder, _ = trip
+    stored = read_predictions(folder / "runs" / name)
+    logits = np.asarray(answers[name]["logits"])[stored["row_id"]]
+    probabilities = compute_probabilities(logits, "single_label_classification")
+    np.testing.assert_allclose(probabilities, stored["probabilities"], atol=2e-5)
+    assert (probabilities.argmax(-1) == stored["prediction"]).all()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_code_of_the_card_answers_as_pasted(trip, name):
+    answers, folder, _ = trip
+    printed = answers[name]["printed"]
+    labels = RunRecord.read(folder / "runs" / name).data["label_names"]
+    assert printed in labels if labels else printed
+
+
+def test_an_adapter_names_its_base_with_the_commit_that_it_was_tuned_on(trip):
+    _, _, hub = trip
+    first = hub.repos["org/bert"].history("main")[1].oid
+    config = json.loads(hub.repos["org/text-peft-run"].find("main").files["adapter_config.json"].content)
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/bert", first)
+    local = json.loads(hub.repos["org/text-local-run"].find("main").files["adapter_config.json"].content)
+    assert local["base_model_name_or_path"] == "org/text-local-run-base"
+
+
+def test_every_pushed_repository_is_private_and_holds_no_rows(trip):
+    _, _, hub = trip
+    pushed = {name: repo for name, repo in hub.repos.items() if name.endswith(("-run", "-base"))}
+    assert len(pushed) == len(RUNS) + 1 and all(repo.is_private for repo in pushed.values())
+    files = {file for repo in pushed.values() for file in repo.find("main").files}
+    assert not [file for file in files if file.endswith((".parquet", ".yaml", ".bin")) or file == "run.json"]
