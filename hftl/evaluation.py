@@ -150,7 +150,7 @@ def compute_intervals(
     if len(rows) < 2:
         return dict.fromkeys(names, none)
     table = {name: np.asarray(values) for name, values in task.describe_predictions(kept, rows, info).items()}
-    limits = {name: _row_limits(name, table) for name in names if name in ROW_SCORES}
+    limits = {name: compute_row_limits(name, table) for name in names if name in ROW_SCORES}
     if missing := [name for name in names if name not in limits]:
         halves = _jackknife(predictor, kept, rows)
         limits |= {name: (names[name] - halves[name], names[name] + halves[name]) for name in missing}
@@ -173,7 +173,13 @@ def _jackknife(predictor: Predictor, kept: np.ndarray, rows: datasets.Dataset) -
     return {name: factor * float(np.std([scores[name] for scores in found])) for name in found[0]}
 
 
-def _row_limits(name: str, table: Mapping[str, np.ndarray]) -> tuple[float | None, float | None]:
+def compute_row_limits(name: str, table: Mapping[str, np.ndarray]) -> tuple[float | None, float | None]:
+    """95 % limits of a mean over rows: Wilson's for a share of them, else Student's; None where there are none.
+
+    Args:
+        name: one of `ROW_SCORES`.
+        table: columns of `predictions.parquet`.
+    """
     by_row = ROW_SCORES[name](dict(table))
     if not np.isfinite(by_row).all():
         return None, None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SCHEMA = 1  # raise it when a field changes its meaning
 RECORD_FILE = "run.json"
 PREDICTIONS_FILE = "predictions.parquet"
+CANARY_FILE = "canary.parquet"  # a few rows and their answers, for whoever loads the model later
 STATUSES = ("completed", "diverged", "failed", "interrupted")
 PACKAGES = (
     *("hftl", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub", "tokenizers"),

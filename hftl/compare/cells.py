@@ -21,7 +21,7 @@ from hftl.baselines import BASELINES, run_baseline
 from hftl.compare.plan import Cell, parse_cell
 from hftl.config import Arguments
 from hftl.errors import Interrupted, OutOfResources, TrainingDiverged
-from hftl.records import RECORD_FILE, RunRecord, describe_environment, redact, write_atomically
+from hftl.records import CANARY_FILE, RECORD_FILE, RunRecord, describe_environment, redact, write_atomically
 from hftl.run import run
 
 CELL_FILE = "cell.json"
@@ -90,8 +90,8 @@ def run_job(job: Job) -> None:
     except Exception as error:  # a failed cell is a result: it is kept and shown
         _record_failure(job, staging, error, started)
     if not job.keep_models:
-        for weights in staging.glob("*.safetensors"):
-            weights.unlink()
+        for file in [*staging.glob("*.safetensors"), *staging.glob(CANARY_FILE)]:  # without weights it is of no use
+            file.unlink()
     for checkpoint in staging.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     content = dataclasses.asdict(job.cell) | {"key": job.key, "code": hash_code()}

@@ -17,13 +17,12 @@ import torch
 from PIL import Image
 
 from hftl.hub.load_check import NUM_KEPT, build_inputs, compute_logits
-from hftl.records import write_atomically
+from hftl.records import CANARY_FILE, write_atomically
 from hftl.tasks.base import Task
 from hftl.tasks.image_classification import to_rgb
 
 logger = logging.getLogger(__name__)
 
-CANARY_FILE = "canary.parquet"
 NUM_ROWS = {"text": 8, "language": 8, "image": 4}
 LARGEST_IMAGE = 512  # pixels of the longer side; a larger one is made smaller before anything reads it
 

@@ -15,13 +15,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hftl.cost.energy import estimate_energy
 from hftl.cost.prices import load_prices
 from hftl.errors import UserError
-from hftl.hub.intervals import LEVEL, compute_interval
+from hftl.evaluation import compute_row_limits
 from hftl.hub.snippets import PIPELINES, write_snippet
 from hftl.hub.stage import Staged, is_local
+from hftl.metrics.base import LANGUAGE, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from hftl.records import RunRecord, read_predictions, redact
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 TAG = "hftl"  # in the metadata of every card that is written here: by it a later push knows its own
+# The metric whose interval is shown.
+LEADING = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "mse", LANGUAGE: "bits_per_byte"}
+Interval = tuple[str, float | None, float | None]  # metric, lower and upper end
 MODES = {
     "full": "fine-tuned in full",
     "peft": "tuned with a {adapter} adapter",
@@ -49,7 +53,8 @@ def render_card(staged: Staged, licences: Licences, campaign: Path | None = None
     """
     record = staged.record
     split = "test" if "test" in record.metrics else "validation"
-    interval = compute_interval(record.data["problem_type"], read_predictions(staged.run))
+    metric = LEADING[record.data["problem_type"]]
+    interval: Interval = (metric, *compute_row_limits(metric, read_predictions(staged.run)))
     metadata = build_metadata(staged, licences, split, interval)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -76,13 +81,11 @@ def render_card(staged: Staged, licences: Licences, campaign: Path | None = None
     return card
 
 
-def build_metadata(
-    staged: Staged, licences: Licences, split: str, interval: tuple[str, float, float]
-) -> ModelCardData:
+def build_metadata(staged: Staged, licences: Licences, split: str, interval: Interval) -> ModelCardData:
     """The metadata that the Hub reads; names of this machine are left out, which it would refuse."""
     record, base = staged.record, staged.record.model["name"]
     named = staged.base.name if staged.base else None if is_local(base) or record.mode == "scratch" else base
-    source, metric = record.data["source"], interval[0]
+    source, (metric, *limits) = record.data["source"], interval
     is_hub_data = "dataset" in record.config and not is_local(source)
     results = [
         EvalResult(
@@ -92,8 +95,8 @@ def build_metadata(
             dataset_split=split,
             metric_type=name,
             metric_value=round(value, 6),
-            metric_args={"confidence_interval": [round(end, 6) for end in interval[1:]], "confidence_level": LEVEL}
-            if name == metric
+            metric_args={"confidence_interval": [round(end, 6) for end in limits], "confidence_level": 0.95}
+            if name == metric and None not in limits
             else None,
         )
         for name, value in _scores(record, split).items()
@@ -183,14 +186,14 @@ def _describe_data(record: RunRecord) -> str:
     return f"`{Path(record.data['source']).name}`, rows: {listed}. Fingerprint `{record.data['fingerprint']}`."
 
 
-def _describe_interval(record: RunRecord, split: str, interval: tuple[str, float, float]) -> str:
+def _describe_interval(record: RunRecord, split: str, interval: Interval) -> str:
     metric, low, high = interval
     value, count = record.metrics[split][metric], record.data[f"num_{split}_examples"]
-    return (
-        f"{metric.replace('_', ' ')} on {count:,} {split} rows: **{value:.3f}** "
-        f"(95 % interval {low:.3f} to {high:.3f}, "
-        "bootstrap over rows; another training run may differ by more)."
-    )
+    sentence = f"{metric.replace('_', ' ')} on {count:,} {split} rows: **{value:.3f}**"
+    if low is None or high is None:
+        return f"{sentence}."
+    limits = f"95 % interval {low:.3f} to {high:.3f}, over rows"
+    return f"{sentence} ({limits}; another training run may differ by more)."
 
 
 def _list_classes(record: RunRecord, split: str) -> list[dict[str, Any]]:

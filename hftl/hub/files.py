@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import get_token
 
-from hftl.hub.canary import CANARY_FILE
-from hftl.records import redact
+from hftl.records import CANARY_FILE, redact
 
 CARD = "README.md"
 STATE_FILE = "push.json"

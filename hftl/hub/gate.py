@@ -18,7 +18,6 @@ from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from hftl.errors import PublishError, UserError
 from hftl.hub import load_check
-from hftl.hub.canary import CANARY_FILE
 from hftl.hub.files import (
     ADAPTER_CONFIG,
     Problem,
@@ -28,6 +27,7 @@ from hftl.hub.files import (
     check_weights,
 )
 from hftl.hub.stage import Staged, is_local, lay_out_cache
+from hftl.records import CANARY_FILE
 from hftl.tasks import build_task
 
 logger = logging.getLogger(__name__)

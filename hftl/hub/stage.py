@@ -16,11 +16,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from hftl.assets import is_bundled, resolve_model
 from hftl.errors import UserError
-from hftl.hub.canary import CANARY_FILE
 from hftl.hub.files import ADAPTER_CONFIG, CARD, compute_sha256, list_files
 from hftl.merge import merge_run
 from hftl.models.modes import MODES
-from hftl.records import RunRecord
+from hftl.records import CANARY_FILE, RunRecord
 
 QUANTIZATION = (
     *("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"),

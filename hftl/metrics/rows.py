@@ -23,6 +23,11 @@ def _linearize(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     return ratio + (total - ratio * count) * len(count) / count.sum()
 
 
+def _spread_f1(table: dict[str, np.ndarray]) -> np.ndarray:
+    label, prediction = table["label"].astype(float), table["prediction"].astype(float)  # [N, C]
+    return _linearize(2 * (label * prediction).sum(1), (label + prediction).sum(1))
+
+
 def _spread_perplexity(table: dict[str, np.ndarray]) -> np.ndarray:
     loss = _linearize(table["negative_log_likelihood"], table["num_tokens"])
     return np.exp(loss.mean()) * (1 + loss - loss.mean())
@@ -32,6 +37,7 @@ def _spread_perplexity(table: dict[str, np.ndarray]) -> np.ndarray:
 ROW_SCORES: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {
     "accuracy": lambda table: (table["label"] == table["prediction"]).astype(float),
     "log_loss": lambda table: -np.log(_true_probability(table)),
+    "f1_micro": _spread_f1,
     "mse": lambda table: (table["label"].astype(float) - table["prediction"]) ** 2,
     "mae": lambda table: np.abs(table["label"].astype(float) - table["prediction"]),
     "token_loss": lambda table: _linearize(table["negative_log_likelihood"], table["num_tokens"]),

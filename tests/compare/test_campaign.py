@@ -66,6 +66,7 @@ def test_a_campaign_gives_every_cell_a_record_and_predictions_of_the_same_rows(w
     assert all((table["row_id"] == rows[0]["row_id"]).all() for table in rows)
     assert all((table["label"] == rows[0]["label"]).all() for table in rows)
     assert not list(campaign.folder.rglob("*.safetensors")), "weights are kept only when that is asked for"
+    assert not list(campaign.folder.rglob("canary.parquet")), "nor the rows that only a push of them would need"
     assert results["missing"] == [] and results["failures"] == []
     assert results["test_reads"]["total"] == 24
     assert not results["parity"]["is_blocked"], results["parity"]["flags"]

@@ -3,13 +3,11 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
 from hftl.errors import UserError
 from hftl.hub.card import Licences, describe_licences, read_comparison, render_card
-from hftl.hub.intervals import compute_interval
 from hftl.hub.licences import find_licence
 from hftl.hub.snippets import PIPELINES
 from hftl.hub.stage import Base, Staged, is_local
@@ -114,31 +112,3 @@ def test_a_comparison_is_shown_where_one_is_named(make_run, tmp_path):
     text = render_card(as_staged(make_run("text-full")), KNOWN, tmp_path)
     assert "| | 64 | 1,024 |" in text and "| Full fine-tuning | 0.500 (0.250 to 0.750) |  |" in text
     assert "| lora |  | 0.500 |" in text and "Test f1 macro, mean over 3 seeds" in text and "Cannot tell." in text
-
-
-def test_an_interval_covers_the_truth_about_as_often_as_it_says():
-    draws, inside = np.random.default_rng(3), 0
-    for _ in range(100):
-        correct = draws.random(150) < 0.7
-        columns = {"label": np.ones(150), "prediction": correct.astype(float)}
-        _, low, high = compute_interval("single_label_classification", columns)
-        inside += low <= 0.7 <= high
-    assert 88 <= inside <= 100
-
-
-@pytest.mark.parametrize(
-    ("problem", "columns", "metric", "value"),
-    [
-        ("regression", {"label": np.array([1.0, 2.0]), "prediction": np.array([1.0, 4.0])}, "mse", 2.0),
-        ("multi_label_classification", {"label": np.eye(2), "prediction": np.ones((2, 2))}, "f1_micro", 2 / 3),
-        (
-            "language_modeling",
-            {"negative_log_likelihood": np.log(2) * np.array([8.0, 8.0]), "num_bytes": np.array([4, 4])},
-            "bits_per_byte",
-            2.0,
-        ),
-    ],
-)
-def test_an_interval_is_about_the_leading_metric(problem, columns, metric, value):
-    name, low, high = compute_interval(problem, columns)
-    assert name == metric and low <= value <= high
