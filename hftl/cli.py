@@ -23,6 +23,7 @@ verbs:
            majority|prior|tfidf|knn are run in the same way
   compare  [EXPERIMENT.yaml]: run every arm on a ladder of label numbers and say which wins; without a file, an example
   report   FOLDER: write the report of a comparison again from what its folder holds
+  audit    find duplicates, leaks, contradicting labels and more in the data of a run; takes the data flags of train
   adapters list the methods of --mode peft
   merge    RUN OUT: fold the adapter of a run into the weights, check that the answers stay, leave a plain checkpoint
 
@@ -195,6 +196,26 @@ def report(argv: list[str]) -> None:
     _print_verdict(Path(argv[0]))
 
 
+def audit(argv: list[str]) -> None:
+    """`hftl audit`: what is wrong with the data of a run; exit code 2 if it would be refused."""
+    argv, output = _take_flag(argv, "--output_file")
+    if not argv:
+        raise UserError("Name the data as for `hftl train`: a .yaml file, --dataset or --train_file.")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what is found is in the report
+    from hftl.config import parse_args
+
+    args = parse_args(argv)
+    from hftl.audit import audit_data, refuse_errors, render_audit, write_audit
+
+    _quiet_libraries()
+    report = audit_data(args)
+    _print_lines(render_audit(report))
+    if output is not None:
+        write_audit(report, Path(output))
+        print(f"saved in {output}")
+    refuse_errors(report)
+
+
 def adapters(argv: list[str]) -> None:
     """`hftl adapters`: the methods of --mode peft, what each changes, its rate and where it comes from."""
     if argv:
@@ -316,6 +337,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "compare": compare,
     "report": report,
+    "audit": audit,
     "adapters": adapters,
     "merge": merge,
 }

@@ -65,6 +65,14 @@ class DataArguments:
         None, "Draws the validation subset; default: the same rows for every --seed."
     )
     on_bad_rows: str = _option("error", "Empty texts and unreadable images: stop, or drop them.", ("error", "skip"))
+    group_column: str | None = _option(
+        None, "Column whose values (a patient, an author) should not be in train and in another split."
+    )
+    audit: list[str] | None = _option(
+        None,
+        "What is done about a finding of the audit: FINDING=error, warn, drop (rows of train) or note, such as "
+        "duplicates_across_splits=drop.",
+    )
     max_length: int | None = _option(None, "Longest text in tokens; default: the model's limit, 512 at most.")
     image_size: int | None = _option(None, "Height and width in pixels; default: the checkpoint's own.")
     augmentation: str = _option(

@@ -32,6 +32,7 @@ MAY_IMPORT = {
 }
 RUNS = (
     "examples",
+    "audit",
     "head_start",
     "adapter_start",
     "trainer",
