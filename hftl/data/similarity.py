@@ -18,7 +18,7 @@ TEXT_SIMILARITY = 0.8
 MAX_WORD_WEIGHT = 7.0  # a typo is a word that occurs once; it should not weigh more than any other rare word
 TEXT_TABLES, TEXT_MINIMA = 24, 5  # a pair of Jaccard similarity 0.8 is missed once in 17,000 times, one of 0.67 in 30
 
-IMAGE_SIMILARITY = 0.9925  # cosine of the two signatures
+IMAGE_SIMILARITY = 0.995  # cosine of the two signatures
 IMAGE_COLOUR = 8.0  # largest difference of the mean of a colour channel, of 255 levels
 IMAGE_TABLES, IMAGE_BITS = 24, 24
 THUMBNAIL = 32  # pixels
