@@ -20,6 +20,7 @@ from hftl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+SPLITS = ("train", "validation", "test")
 # What a run looks through for near duplicates without being asked: about 10 s. `hftl audit` has no limit.
 MAX_CHARACTERS = 20_000_000
 MAX_IMAGES = 200_000
@@ -65,6 +66,7 @@ def audit(
         UserError: bad rows and `on_bad_rows` is `error`, with up to five row ids of each kind and split; a split, or a
             class in train, of which nothing would be left; something whose policy is `error`.
     """
+    splits = datasets.DatasetDict({split: splits[split] for split in SPLITS if split in splits})
     looks = {split: look_at(rows, split, modality) for split, rows in splits.items()}
     bad = {split: _group_by_fault(found) for split, found in looks.items()}
     if any(bad.values()) and on_bad_rows == "error":
@@ -102,7 +104,7 @@ def _number_rows(
     splits: datasets.DatasetDict, looks: Mapping[str, list[Look]], info: LabelInfo, is_searched: bool
 ) -> Rows:
     """The rows of all splits as numbers that are equal where something is equal."""
-    names = ["train", *(name for name in splits if name != "train")]
+    names = list(splits)
     every = [look for name in names for look in looks[name]]
     exact = np.unique([look.digest for look in every], return_inverse=True)[1]
     labels = None if info.problem_type == REGRESSION else _number_column(splits, names, "label")
