@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(__version__)
         return 0
+    os.environ.setdefault("USE_HUB_KERNELS", "0")  # compiled code of the Hub, which `kernels` would fetch and run
     verb, *rest = words
     if verb not in VERBS:
         return guarded(_raise_unknown_verb, verb)
@@ -67,7 +68,9 @@ def guarded(function: Callable, *args: object) -> int:
     try:
         function(*args)
     except (UserError, TrainingDiverged, OutOfResources) as error:
-        print(f"hftl: {error}", file=sys.stderr)
+        from hftl.records import redact
+
+        print(redact(f"hftl: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("hftl: interrupted", file=sys.stderr)

@@ -18,7 +18,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from hftl.errors import UserError, unknown_name
-from hftl.records import write_atomically
+from hftl.records import redact, write_atomically
 from hftl.yaml_file import as_words, read_yaml
 
 # Where a run is written, restarted, computed and watched is not part of what it is; a token is never written anywhere.
@@ -350,5 +350,5 @@ def write_config(arguments: Arguments, folder: Path) -> dict[str, Any]:
     settings = arguments.resolved()
     text = "# Run again with: hftl train THIS_FILE\n" + yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
     if arguments.training.should_save:
-        write_atomically(folder / "config.yaml", text.encode())
+        write_atomically(folder / "config.yaml", redact(text).encode())
     return settings

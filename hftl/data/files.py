@@ -5,6 +5,7 @@ Nothing here reads the network.
 """
 
 import glob
+import json
 import logging
 import warnings
 from collections.abc import Iterable
@@ -93,12 +94,30 @@ def read_folder(
 
 
 def _read_saved(folder: Path) -> dict[str, datasets.Dataset]:
+    _check_inside(folder)
     try:
         saved = datasets.load_from_disk(str(folder))
     # IndexError: `datasets` 5.2 writes a split without rows but cannot read it.
     except (datasets.exceptions.DatasetsError, ValueError, OSError, KeyError, IndexError) as error:
         raise UserError(f"Cannot read {folder} ({error}): a file is damaged or a split has no rows.") from error
     return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+
+
+def _check_inside(folder: Path) -> None:
+    """The library opens any file that a `state.json` names; those of a sound folder lie beside it.
+
+    Raises:
+        UserError: one does not, or the file is damaged.
+    """
+    for state in [folder / "state.json", *folder.glob("*/state.json")]:
+        try:
+            entries = json.loads(state.read_text("utf-8"))["_data_files"] if state.is_file() else []
+            names = [entry["filename"] for entry in entries]
+            strange = [name for name in names if Path(name).name != name]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"Cannot read {state} ({error}): the file is damaged.") from error
+        if strange:
+            raise UserError(f"{state} names {strange[0]!r}, which is not beside it. Write the data set anew.")
 
 
 def _ending(path: str | Path) -> str:
@@ -176,6 +195,11 @@ def _absolute_image_paths(table: datasets.Dataset, path: str, image_column: str 
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
             values = table[name][:]
             if image_column or _is_image(Path(next(filter(None, values), ""))):
+                if outside := [value for value in values if value and ".." in Path(value).parts]:
+                    raise UserError(
+                        f"The image path {outside[0]!r} of {path} leads out of the folder of the table. Move the "
+                        "table to a folder above all images, or write full paths."
+                    )
                 absolute = [value and str(folder / value) for value in values]
                 table = table.remove_columns(name).add_column(name, absolute, feature=datasets.Value("string"))
     return table

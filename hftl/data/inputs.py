@@ -5,10 +5,11 @@ This module must not compare rows, and must not drop or change one.
 
 import hashlib
 import io
+import itertools
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -16,7 +17,10 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hftl.data.similarity import THUMBNAIL, describe_image
+from hftl.data.similarity import THUMBNAIL, describe_images
+from hftl.records import count_cores
+
+BATCH = 128  # images that a thread looks at in one go
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Look:
         fault: why the row cannot be used.
         digest: equal for equal inputs; texts are equal whatever their case and white space.
         texts: of a text row.
-        signature: of an image row, see `similarity.describe_image`.
+        signature: of an image row, see `similarity.describe_images`.
         path: the file of an image.
     """
 
@@ -73,47 +77,68 @@ def list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]
 def _look_at_images(rows: datasets.Dataset, split: str) -> Iterator[Look]:
     images = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
     Image.preinit()  # threads would race to register Pillow's plugins
-    with ThreadPoolExecutor() as pool:
-        for start in tqdm(range(0, len(images), 256), desc=f"checking {split} images", disable=None):
-            yield from pool.map(_look_at_image, images[start : start + 256]["image"])
+    batches = (images[start : start + BATCH]["image"] for start in range(0, len(images), BATCH))
+    with (
+        ThreadPoolExecutor(count_cores()) as pool,
+        tqdm(total=len(images), desc=f"checking {split} images", disable=None) as bar,
+    ):
+        while wave := list(itertools.islice(batches, 2 * count_cores())):
+            for looks in pool.map(_look_at_batch, wave):
+                bar.update(len(looks))
+                yield from looks
 
 
-def _look_at_image(image: dict | None) -> Look:
+def _look_at_batch(images: list[dict | None]) -> list[Look]:
+    looks, thumbnails = [], np.zeros((len(images), THUMBNAIL, THUMBNAIL, 3), np.uint8)
+    for index, image in enumerate(images):
+        looks.append(_look_at_image(image, thumbnails[index]))
+    signatures = describe_images(thumbnails)
+    return [replace(look, signature=signature) for look, signature in zip(looks, signatures, strict=True)]
+
+
+def _look_at_image(image: dict | None, thumbnail: np.ndarray) -> Look:
+    """All but the signature, for which the thumbnail [THUMBNAIL, THUMBNAIL, 3] is filled."""
     path, data = (image["path"], image["bytes"]) if image else (None, None)
     if data is None and path is None:
         return Look("no image")
     try:
+        if data is None and Path(path).exists() and not Path(path).is_file():  # a pipe or a device has no end
+            return Look("unreadable file", path=path)
         data = Path(path).read_bytes() if data is None else data
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
         return Look("missing file" if isinstance(error, FileNotFoundError) else "unreadable file", path=path)
-    fault, signature = _decode(data)
-    return Look(fault, hashlib.sha256(data).digest(), signature=signature, path=path)
+    return Look(_decode(data, thumbnail), hashlib.sha256(data).digest(), path=path)
 
 
-def _decode(data: bytes) -> tuple[str | None, np.ndarray | None]:
+def _decode(data: bytes, thumbnail: np.ndarray) -> str | None:
     """Decodes an image to the end, which `Image.verify` does not: it does not see that a JPEG is cut off."""
     if not data:
-        return "empty image file", None
+        return "empty image file"
     try:
         with Image.open(io.BytesIO(data)) as image:
             # Pillow warns from its limit on and refuses twice as many; a warning would come from every later reader.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                return "image with too many pixels", None
-            image.draft(None, (THUMBNAIL, THUMBNAIL))  # a JPEG is read to its end and scaled down on the way
+                return "image with too many pixels"
+            drafted = image.draft(None, (THUMBNAIL, THUMBNAIL))  # a JPEG is read to its end and scaled on the way
             image.load()
             image.getexif()  # `datasets` reads it to turn the image upright
-            return None, describe_image(_make_thumbnail(image))
+            thumbnail[:] = _make_thumbnail(image, drafted[1] if drafted else None)
     except Image.DecompressionBombError:
-        return "image with too many pixels", None
+        return "image with too many pixels"
     # Each format of Pillow fails in its own way: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception:
-        return "corrupt image", None
+        return "corrupt image"
+    return None
 
 
-def _make_thumbnail(image: Image.Image) -> np.ndarray:
-    """RGB, float32 [THUMBNAIL, THUMBNAIL, 3], 0 to 255."""
+def _make_thumbnail(image: Image.Image, box: tuple[float, ...] | None = None) -> np.ndarray:
+    """RGB, uint8 [THUMBNAIL, THUMBNAIL, 3].
+
+    Args:
+        image: any mode.
+        box: what of it is the picture; a JPEG that was scaled on the way has a part of a pixel more at two edges.
+    """
     if image.mode.startswith("I") or image.mode == "F":  # converted by Pillow, all above 255 would be white
         values = np.asarray(image, dtype=np.float32)
         image = Image.fromarray((values / max(float(values.max()), 1e-6) * 255).clip(0, 255).astype(np.uint8))
-    small = image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(small, dtype=np.float32)
+    return np.asarray(image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, box, 2.0))

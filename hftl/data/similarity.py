@@ -98,22 +98,22 @@ def _mix(key: np.ndarray, value: np.ndarray) -> np.ndarray:
     return key ^ (key >> np.uint64(31))
 
 
-def describe_image(pixels: np.ndarray) -> np.ndarray:
-    """What of an image survives another encoding and a small change of size.
+def describe_images(pixels: np.ndarray) -> np.ndarray:
+    """What of each image survives another encoding and a small change of size.
 
     The lowest frequencies of the grey thumbnail, as in pHash (Zauner 2010), but as numbers instead of bits, which is
     what lets look-alikes be told apart. Each is multiplied by its frequency, because in natural images its size
     falls with it (Field 1987). The mean of each colour comes last.
 
     Args:
-        pixels: RGB thumbnail, [THUMBNAIL, THUMBNAIL, 3], 0 to 255.
+        pixels: RGB thumbnails, [N, THUMBNAIL, THUMBNAIL, 3], 0 to 255.
 
     Returns:
-        float32 [FREQUENCIES ** 2 - 1 + 3]; all frequencies are 0 where the image is of one shade.
+        float32 [N, FREQUENCIES ** 2 - 1 + 3]; all frequencies are 0 where the image is of one shade.
     """
-    grey = pixels @ _GREY
-    spectrum = (_COSINES @ grey @ _COSINES.T * _RADIUS).ravel()[1:]
-    return np.concatenate([spectrum, pixels.mean(axis=(0, 1))]).astype(np.float32)
+    pixels = pixels.astype(np.float32)
+    spectra = _COSINES @ (pixels @ _GREY) @ _COSINES.T * _RADIUS  # [N, FREQUENCIES, FREQUENCIES]
+    return np.concatenate([spectra.reshape(len(pixels), -1)[:, 1:], pixels.mean(axis=(1, 2))], axis=1)
 
 
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -128,7 +128,7 @@ def group_images(signatures: np.ndarray) -> np.ndarray:
     """Groups images that look alike: random hyperplanes (Charikar 2002) find pairs, cosine and colour decide.
 
     Args:
-        signatures: of `describe_image`, [N, D].
+        signatures: of `describe_images`, [N, D].
 
     Returns:
         Group number of each image, int [N].

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hftl.data import similarity
 from hftl.data.inputs import _make_thumbnail
-from hftl.data.similarity import describe_image, group_images, group_texts, list_words
+from hftl.data.similarity import describe_images, group_images, group_texts, list_words
 
 WORDS = [a + b + c for a, b, c in itertools.product("bdfgklm", "aeiou", ["nt", "rs", "lk", "sp", "m", "x"])]
 
@@ -40,7 +40,7 @@ def recode(image, scale=0.95, quality=60):
 
 
 def sign(images):
-    return np.stack([describe_image(_make_thumbnail(image)) for image in images])
+    return describe_images(np.stack([_make_thumbnail(image) for image in images]))
 
 
 def test_lightly_edited_texts_are_found_and_others_are_not():
