@@ -5,13 +5,17 @@ Nothing here reads the network.
 """
 
 import glob
+import gzip
 import json
 import logging
+import re
 import warnings
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 from PIL import Image
@@ -34,6 +38,10 @@ SPLIT_NAMES = {
 }
 IMAGE_PATH_NAMES = ("image", "img", "image_path", "image_file", "file_name", "filename", "file_path", "path", "file")
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+MAX_DEPTH = 100
+_NULL_ROW = re.compile(rb"^\s*null\b", re.MULTILINE)
+_OPENING, _CLOSING = list(b"[{"), list(b"]}")
 
 # Only what reads back as the same text, so that "007" and ids of 20 digits stay texts.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
@@ -132,6 +140,8 @@ def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
         raise UserError(f"{path} has an unknown ending; expected one of {', '.join(TABLE_FORMATS)}, also with .gz.")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); give a table with rows.")
+    if TABLE_FORMATS[_ending(path)] == "json":
+        _check_json(path)
     try:
         table = _parse_csv(path, text_columns) if TABLE_FORMATS[_ending(path)] == "csv" else _parse(path)
         table.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8
@@ -139,6 +149,44 @@ def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
     # StopIteration: `datasets` 5.2 lets it out for a JSON file of blank lines. ArrowInvalid is a ValueError.
     except (datasets.exceptions.DatasetsError, ValueError, OSError, StopIteration, pd.errors.ParserWarning) as error:
         raise _read_error(path, error.__cause__ or error) from error
+
+
+def _check_json(path: Path) -> None:
+    """Two things at which pyarrow 26 ends the process without a word: thousands of brackets in each other, and rows
+    that are `null`. Brackets inside texts count at first; only where they could matter is the file read by letters.
+
+    Raises:
+        UserError: the file has one of them, or cannot be read.
+    """
+    depth, deepest = 0, 0
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            is_array = file.read(1000).lstrip().startswith(b"[")
+            file.seek(0)
+            while lines := file.readlines(1 << 24):
+                block = b"".join(lines)
+                if not is_array and _NULL_ROW.search(block):
+                    raise UserError(f"{path} has a row that is null; expected one object a row. Remove it.")
+                letters = np.frombuffer(block, np.uint8)
+                depths = depth + np.cumsum(np.isin(letters, _OPENING).astype(np.int64) - np.isin(letters, _CLOSING))
+                depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
+            file.seek(0)
+            is_nested = deepest > MAX_DEPTH and _is_nested(file.read())
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"Cannot read {path}: {error}. Check the file.") from error
+    if is_nested:
+        raise UserError(
+            f"{path} has more than {MAX_DEPTH} brackets inside each other; expected one flat object a row."
+        )
+
+
+def _is_nested(text: bytes) -> bool:
+    depth = 0
+    for match in re.finditer(rb'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', text, re.DOTALL):
+        depth += 1 if match[1] else -1 if match[2] else 0
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _read_error(path: Path, cause: BaseException) -> UserError:
