@@ -66,7 +66,7 @@ class DataArguments:
     )
     on_bad_rows: str = _option("error", "Empty texts and unreadable images: stop, or drop them.", ("error", "skip"))
     group_column: str | None = _option(
-        None, "Column whose values (a patient, an author) should not be in train and in another split."
+        None, "Column whose values (a patient, an author) should be in one split each; validation is held out by them."
     )
     audit: list[str] | None = _option(
         None,
