@@ -2,11 +2,11 @@
 
     python benchmarks/audit.py      # about 10 minutes on two cores; writes benchmarks/results/audit.json
 
-- Seconds for 100,000 glosses of WordNet, for 100,000 texts of 20 glosses, for 100,000 images of 28 px (blends of two of
-  Fashion-MNIST, so that all are new) and for 20,000 JPEGs of 224 px (crops of the two photographs in scikit-learn).
+- Seconds for 100,000 glosses of WordNet, for 100,000 texts of 20 glosses, for 100,000 images of 28 px (blends of two
+  of Fashion-MNIST, so that all are new) and for 20,000 JPEGs of 224 px (crops of the two photographs in scikit-learn).
   Beside them datasketch and imagehash, where they are installed, on 10,000 and 1,000 rows.
-- Recall: 1,000 rows of each kind are copied into test, edited: equal; other case, punctuation and white space; one word
-  in twenty replaced by a word of another text, by the length of the text; JPEG of quality 60, 5 % smaller or larger.
+- Recall: 1,000 rows of each kind are copied into test, edited: equal; other case, punctuation and white space; one
+  word in twenty replaced by a word of another text, by the length of the text; JPEG of quality 60, 5 % smaller or larger.
 - Alarms: rows of the bundled data in a group of near duplicates. How many of those are wrong is for eyes:
   docs/data-audit.md says what was seen.
 """
