@@ -32,6 +32,7 @@ verbs:
   compare  [EXPERIMENT.yaml]: run every arm on a ladder of label numbers and say which wins; without a file, an example
   report   FOLDER: write the report of a comparison again from what its folder holds
   verify-resume [CONFIG.yaml]: kill a short run of these settings, resume it, and compare it with one left alone
+  audit    find duplicates, leaks, contradicting labels and more in the data of a run; takes the data flags of train
   adapters list the methods of --mode peft
   predict  MODEL INPUT: answer rows of a file, a folder, a data set or the standard input
   evaluate MODEL DATA: the metrics of a trained model on data with labels, with intervals, beside those of its run
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(__version__)
         return 0
+    os.environ.setdefault("USE_HUB_KERNELS", "0")  # compiled code of the Hub, which `kernels` would fetch and run
     verb, *rest = words
     if verb not in VERBS:
         return guarded(_raise_unknown_verb, verb)
@@ -86,7 +88,9 @@ def guarded(function: Callable, *args: object) -> int:
         function(*args)
     except (UserError, TrainingDiverged, OutOfResources, PublishError, Interrupted, ResumeDiffers) as error:
         if not isinstance(error, Interrupted) or os.environ.get("RANK", "0") == "0":  # which comes to all alike
-            print(f"hftl: {error}", file=sys.stderr)
+            from hftl.records import redact
+
+            print(redact(f"hftl: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("hftl: interrupted", file=sys.stderr)
@@ -245,6 +249,26 @@ def verify_resume(argv: list[str]) -> None:
         names_data = any(word.startswith(("--dataset", "--train_file")) for word in argv)
         argv = argv if names_data else [str(default_config("wordnet.yaml")), *argv]
     print(verify_resume(argv, accelerate_config))
+
+
+def audit(argv: list[str]) -> None:
+    """`hftl audit`: what is wrong with the data of a run; exit code 2 if it would be refused."""
+    argv, output = _take_flag(argv, "--output_file")
+    if not argv:
+        raise UserError("Name the data as for `hftl train`: a .yaml file, --dataset or --train_file.")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what is found is in the report
+    from hftl.config import parse_args
+
+    args = parse_args(argv)
+    from hftl.audit import audit_data, refuse_errors, render_audit, write_audit
+
+    _quiet_libraries()
+    report = audit_data(args)
+    _print_lines(render_audit(report))
+    if output is not None:
+        write_audit(report, Path(output))
+        print(f"saved in {output}")
+    refuse_errors(report)
 
 
 def adapters(argv: list[str]) -> None:
@@ -527,6 +551,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare,
     "report": report,
     "verify-resume": verify_resume,
+    "audit": audit,
     "adapters": adapters,
     "predict": predict,
     "evaluate": evaluate,

@@ -18,7 +18,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from hftl.errors import UserError, unknown_name
-from hftl.records import write_atomically
+from hftl.records import redact, write_atomically
 from hftl.yaml_file import as_words, read_yaml
 
 # Where a run is written, restarted, computed and watched is not part of what it is; a token is never written anywhere.
@@ -66,6 +66,14 @@ class DataArguments:
         None, "Draws the validation subset; default: the same rows for every --seed."
     )
     on_bad_rows: str = _option("error", "Empty texts and unreadable images: stop, or drop them.", ("error", "skip"))
+    group_column: str | None = _option(
+        None, "Column whose values (a patient, an author) should be in one split each; validation is held out by them."
+    )
+    audit: list[str] | None = _option(
+        None,
+        "What is done about a finding of the audit: FINDING=error, warn, drop (rows of train) or note, such as "
+        "duplicates_across_splits=drop.",
+    )
     max_length: int | None = _option(None, "Longest text in tokens; default: the model's limit, 512 at most.")
     image_size: int | None = _option(None, "Height and width in pixels; default: the checkpoint's own.")
     augmentation: str = _option(
@@ -346,5 +354,5 @@ def write_config(arguments: Arguments, folder: Path) -> dict[str, Any]:
     settings = arguments.resolved()
     text = "# Run again with: hftl train THIS_FILE\n" + yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
     if arguments.training.should_save:
-        write_atomically(folder / "config.yaml", text.encode())
+        write_atomically(folder / "config.yaml", redact(text).encode())
     return settings

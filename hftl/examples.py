@@ -10,9 +10,12 @@ import datasets
 
 from hftl.config import DataArguments
 from hftl.data.audit import AuditReport, audit
-from hftl.data.labels import LabelInfo
+from hftl.data.findings import Finding, act_on, find_cut_texts, find_small_test, parse_policies
+from hftl.data.labels import SINGLE, LabelInfo
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.subsets import take_subsets
+from hftl.errors import unknown_name
+from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
 
@@ -44,24 +47,51 @@ class Examples:
 # The settings that cut rows out of what was loaded; all others decide what is loaded.
 _CUTS = {
     *("num_train_examples", "num_train_examples_per_class", "num_validation_examples", "num_test_examples"),
-    *("validation_seed", "validation_fraction", "evaluate_test", "on_bad_rows", "max_length", "image_size"),
+    *("validation_seed", "validation_fraction", "evaluate_test", "on_bad_rows", "audit"),
+    *("max_length", "image_size"),
     *("augmentation", "completion_only", "packing", "tokenizer_vocab_size", "show_example"),
 }
 
 
-def load_examples(args: DataArguments, task: Task, seed: int) -> Examples:
-    """Load, check and cut the rows. `seed` draws the training subset only: validation and test stay the same."""
+def load_examples(args: DataArguments, task: Task, seed: int, *, is_thorough: bool = False) -> Examples:
+    """Load, check and cut the rows. `seed` draws the training subset only: validation and test stay the same.
+
+    Args:
+        is_thorough: look for near duplicates however many rows there are.
+    """
+    policies = parse_policies(args.audit)
     splits, labels = load_rows(args)
-    bad_rows = {}
-    if args.on_bad_rows == "skip":  # before the subsets, which would end up smaller than asked for otherwise
-        splits, skipped = audit(splits, labels, task.modality, "skip")
-        bad_rows = skipped.bad_rows
+    bad_rows, dropped = {}, []
+    if args.on_bad_rows == "skip" or "drop" in policies.values():
+        # Before the subsets, which would end up smaller than asked for otherwise.
+        silent = {kind: policy if policy == "drop" else "note" for kind, policy in policies.items()}
+        splits, first = audit(splits, labels, task.modality, args.on_bad_rows, silent)
+        bad_rows, dropped = first.bad_rows, [finding for finding in first.findings if finding.num_dropped]
     splits = take_subsets(splits, args, seed, labels.names)
     if not args.evaluate_test:
         splits.pop("test", None)
-    splits, report = audit(splits, labels, task.modality, "error")
-    report = replace(report, bad_rows=bad_rows or report.bad_rows)
+    splits, report = audit(splits, labels, task.modality, "error", policies, is_thorough=is_thorough)
+    report = replace(report, bad_rows=bad_rows or report.bad_rows, findings=dropped + report.findings)
+    if "test" in splits and labels.problem_type == SINGLE:
+        difference = minimum_detectable_difference(len(splits["test"]), EXPECTED_DISAGREEMENT)
+        report = replace(report, detectable_difference=difference)
+        _add_finding(report, find_small_test(len(splits["test"]), difference), policies)
     return Examples(splits, labels, report, {name: compute_fingerprint(rows) for name, rows in splits.items()})
+
+
+def audit_lengths(examples: Examples, described: dict[str, Any], args: DataArguments) -> None:
+    """Add to the report which texts are cut; what a task says of its prepared rows is all that is known of tokens.
+
+    Raises:
+        UserError: some are, and `--audit` makes that an error.
+    """
+    _add_finding(examples.audit, find_cut_texts(described.get("tokens", {})), parse_policies(args.audit))
+
+
+def _add_finding(report: AuditReport, finding: Finding | None, policies: dict[str, str]) -> None:
+    if finding is not None:
+        act_on([finding], policies, report.num_rows)
+        report.findings.append(finding)
 
 
 def load_rows(args: DataArguments) -> tuple[datasets.DatasetDict, LabelInfo]:
@@ -86,7 +116,21 @@ def _stamp(source: str) -> tuple[int, int, int]:
 @functools.lru_cache(maxsize=1)
 def _load_rows(settings: tuple[tuple[str, Any], ...], stamps: tuple) -> tuple[datasets.DatasetDict, LabelInfo]:
     args = DataArguments(**{name: list(value) if isinstance(value, tuple) else value for name, value in settings})
-    return build_task(args.task).read(load_splits(args), args)
+    raw = load_splits(args)
+    if args.group_column is None:
+        return build_task(args.task).read(raw, args)
+    if args.group_column not in raw["train"].column_names:
+        raise unknown_name("column", args.group_column, raw["train"].column_names, "Correct --group_column.")
+    splits, labels = build_task(args.task).read(raw.remove_columns(args.group_column), args)
+    return datasets.DatasetDict(
+        {name: _add_groups(rows, raw[name][args.group_column][:]) for name, rows in splits.items()}
+    ), labels
+
+
+def _add_groups(rows: datasets.Dataset, values: list) -> datasets.Dataset:
+    """The group of each row, as text; a row without one is a group of its own."""
+    groups = [f"row {index}" if (value := values[index]) is None else str(value) for index in rows["row_id"][:]]
+    return rows.add_column("group", groups)
 
 
 def prepare_examples(

@@ -185,7 +185,10 @@ def describe_environment() -> dict[str, Any]:
 
 
 def redact(text: str) -> str:
-    """Take out tokens of the Hub, which error texts and configurations may quote."""
+    """Take out tokens of the Hub, which error texts and configurations may quote: by their form, and by value."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if len(value := os.environ.get(name, "").strip()) >= 8:  # a shorter one is no token, and may be part of words
+            text = text.replace(value, "hf_[redacted]")
     return re.sub(r"hf_[A-Za-z0-9]{20,}", "hf_[redacted]", text)
 
 

@@ -17,7 +17,7 @@ from hftl.config import Arguments, write_config
 from hftl.cost.ledger import Ledger
 from hftl.cost.memory import PeakMemory
 from hftl.errors import UserError
-from hftl.examples import Examples, describe_source, load_examples, prepare_examples
+from hftl.examples import Examples, audit_lengths, describe_source, load_examples, prepare_examples
 from hftl.head_start import initialize_head
 from hftl.hub.canary import write_canary
 from hftl.hub.files import record_files
@@ -95,6 +95,7 @@ def run(
             processor = load_processor(args, task, examples)
             rows = prepare_examples(examples, task, processor, args.data)
             described = task.describe_rows(rows, processor, args.data)
+            audit_lengths(examples, described, args.data)
         loaded = mode.load(args.model, task, load_config(args.model, task, processor, examples.labels))
         check_tokens(loaded.network, count_tokens(processor))
         if args.training.world_size == 1 and not is_quantized(loaded.network):  # quantized ones are there already

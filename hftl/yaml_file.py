@@ -15,7 +15,8 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe loading where a value is the text as written, like a word of the command line, or null.
 
     YAML 1.1 would read the column `on` as true, the revision 0123456 as an octal number, and 2e-5 as a text.
-    A key given twice is refused instead of keeping the last.
+    A key given twice is refused instead of keeping the last. So are references (`*name`): a dozen lines of them stand
+    for a file of terabytes, and no configuration needs them.
     """
 
     yaml_implicit_resolvers = {
@@ -23,9 +24,19 @@ class _StrictLoader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise UserError(
+                f"The reference *{event.anchor} in line {event.start_mark.line + 1} is not read; write out the value."
+            )
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"The key in line {key.start_mark.line + 1} is a {key.id}; expected a word.")
             if key.value in seen:
                 raise UserError(
                     f"The key {key.value!r} is given twice, the second time in line {key.start_mark.line + 1}."
@@ -42,8 +53,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is larger than {MAX_YAML_BYTES:,} bytes: not a configuration.")
     try:
         content = yaml.load(path.read_text("utf-8"), Loader=_StrictLoader) or {}  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # ValueError: not UTF-8, or `!!int x`. AttributeError, KeyError, TypeError: other tags on what does not fit them.
+    except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply for a configuration.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `key: value` lines, found a {type(content).__name__}.")
     return content

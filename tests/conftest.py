@@ -13,6 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # two torch threads beside a busy core are many times slower than one
 _CACHE = tempfile.TemporaryDirectory(prefix="hftl-tests-", ignore_cleanup_errors=True)  # removed at exit
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = _CACHE.name
 
 import datasets  # noqa: E402
 import pytest  # noqa: E402

@@ -33,6 +33,7 @@ MAY_IMPORT = {
 }
 RUNS = (
     "examples",
+    "audit",
     "head_start",
     "adapter_start",
     "progress",

@@ -185,7 +185,7 @@ def test_rows_that_are_cut_are_counted(train, caplog):
     record, _ = train("full", "--max_length", "9", "--on_bad_rows", "skip")
     tokens = record.data["tokens"]["train"]
     assert 0 < tokens["num_cut"] <= tokens["num_rows"]
-    assert "are longer than 9 tokens and were cut" in caplog.text
+    assert f"truncated_texts: {tokens['num_cut']} of {tokens['num_rows']} rows of train" in caplog.text
 
 
 @pytest.mark.parametrize(

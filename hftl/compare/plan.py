@@ -13,7 +13,6 @@ import numpy as np
 
 from hftl.baselines import BASELINES, find_baseline
 from hftl.compare.experiment import CONVERGENCE_FACTOR, TUNING_SEED, Arm, Experiment
-from hftl.compare.stats import minimum_detectable_difference
 from hftl.config import Arguments, parse_args
 from hftl.cost.prices import load_prices
 from hftl.data.load import compute_fingerprint
@@ -21,12 +20,11 @@ from hftl.data.subsets import split_validation
 from hftl.errors import UserError
 from hftl.examples import load_rows
 from hftl.metrics import PROBLEM_METRICS
+from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.models.modes import BATCH_SIZE, MODES, Schedule
 from hftl.run import check_arguments, check_model
 from hftl.tasks import build_task
 from hftl.yaml_file import as_words
-
-EXPECTED_DISAGREEMENT = 0.1  # share of test rows that two good arms answer differently, before anything is known
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,8 @@ from hftl.compare.cells import CELL_FILE, compute_key
 from hftl.compare.curve_report import draw_curves
 from hftl.compare.experiment import FRAMES, Experiment
 from hftl.compare.parity import check_parity
-from hftl.compare.plan import EXPECTED_DISAGREEMENT, list_cells
-from hftl.compare.stats import (
-    alpha_at_look,
-    crossed_bootstrap,
-    crossed_interval,
-    minimum_detectable_difference,
-    seed_interval,
-)
+from hftl.compare.plan import list_cells
+from hftl.compare.stats import alpha_at_look, crossed_bootstrap, crossed_interval, seed_interval
 from hftl.compare.tune import interpolate
 from hftl.compare.verdict import compare_pair, finish_pairs, overall_verdict, pair_from_interval
 from hftl.cost.energy import estimate_energy
@@ -38,6 +32,7 @@ from hftl.cost.ledger import BUCKETS
 from hftl.cost.prices import Prices, load_prices, price_cell
 from hftl.errors import UserError
 from hftl.metrics import greater_is_better, load_metric
+from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.metrics.rows import ROW_SCORES
 from hftl.records import RunRecord, read_predictions, write_atomically
 

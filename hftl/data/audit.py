@@ -1,194 +1,222 @@
-"""Are the rows usable? Finds empty texts, unreadable images and inputs that train shares with validation or test.
+"""Are the rows usable, and is there anything suspicious about them? Looks, compares, and does what the user chose.
 
-Bad rows are an error or are dropped, as the user says. This module must not change a row or look at the model.
+Bad rows are an error or are dropped. For what else is found there is a policy each: an error, a warning, a note in the
+record, or dropping rows, always from train. This module must not look at the model.
 """
 
-import hashlib
-import io
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import datasets
-from PIL import Image
-from tqdm.auto import tqdm
+import numpy as np
 
-from hftl.data.labels import SINGLE, LabelInfo
+from hftl.data.findings import Finding, Rows, act_on, find_all, parse_policies
+from hftl.data.inputs import Look, look_at
+from hftl.data.labels import REGRESSION, SINGLE, LabelInfo
+from hftl.data.similarity import group_images, group_texts
 from hftl.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+# What a run looks through for near duplicates without being asked: about 10 s. `hftl audit` has no limit.
+MAX_CHARACTERS = 20_000_000
+MAX_IMAGES = 200_000
 
 
 @dataclass(frozen=True)
 class AuditReport:
     """Counts by split, for `run.json`."""
 
-    num_rows: dict[str, int]  # after bad rows were dropped
+    num_rows: dict[str, int]  # after rows were dropped
     bad_rows: dict[str, dict[str, int]]  # split -> kind -> rows dropped
     num_duplicates: dict[str, int]  # validation and test rows whose input is in train as well
     label_counts: dict[str, dict[str, int]]  # split -> class -> rows; empty unless rows have one class each
+    findings: list[Finding] = field(default_factory=list)
+    looked_for_near_duplicates: bool = True
+    detectable_difference: float | None = None  # in accuracy, of two models, on test; see hftl.metrics.power
 
-    def as_dict(self) -> dict[str, dict]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """What a look at one row gave: why it is bad or None, a digest of the input, the file or None."""
-
-    kind: str | None
-    digest: bytes = b""
-    path: str | None = None
+    def as_dict(self) -> dict[str, object]:
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return plain | {"findings": [finding.as_dict() for finding in self.findings]}
 
 
 def audit(
-    splits: datasets.DatasetDict, info: LabelInfo, modality: str, on_bad_rows: str = "error"
+    splits: datasets.DatasetDict,
+    info: LabelInfo,
+    modality: str,
+    on_bad_rows: str = "error",
+    policies: Mapping[str, str] | None = None,
+    *,
+    is_thorough: bool = False,
 ) -> tuple[datasets.DatasetDict, AuditReport]:
-    """Looks at every input once and drops or reports the bad ones.
+    """Looks at every input once, compares them, and does what the policies say.
 
     Args:
-        splits: canonical columns with encoded labels.
-        modality: text or image.
+        splits: canonical columns with encoded labels, and `group` where there are groups.
+        info: what labels mean.
+        modality: text, language or image.
         on_bad_rows: `error` or `skip`.
+        policies: of `parse_policies`.
+        is_thorough: look for near duplicates however many rows there are.
 
     Raises:
-        UserError: bad rows and `on_bad_rows` is `error`, with up to five row ids of each kind and split; or a split,
-            or a class in train, of which nothing would be left.
+        UserError: bad rows and `on_bad_rows` is `error`, with up to five row ids of each kind and split; a split, or a
+            class in train, of which nothing would be left; something whose policy is `error`.
     """
-    inspect = _inspect_images if modality == "image" else _inspect_texts
-    findings = {split: list(inspect(rows, split)) for split, rows in splits.items()}
-    bad = {split: _group_by_kind(found) for split, found in findings.items()}
+    splits = datasets.DatasetDict({split: splits[split] for split in SPLITS if split in splits})
+    looks = {split: look_at(rows, split, modality) for split, rows in splits.items()}
+    bad = {split: _group_by_fault(found) for split, found in looks.items()}
     if any(bad.values()) and on_bad_rows == "error":
-        raise UserError(_describe_bad_rows(splits, findings, bad))
+        raise UserError(_describe_bad_rows(splits, looks, bad))
     kept = datasets.DatasetDict(
-        {split: _drop_bad_rows(rows, split, findings[split], bad[split]) for split, rows in splits.items()}
+        {split: _drop_bad_rows(rows, split, looks[split], bad[split]) for split, rows in splits.items()}
     )
     counts = {split: _count_labels(rows, info) for split, rows in kept.items()}
     if lost := sorted(set(_count_labels(splits["train"], info)) - set(counts["train"])):
         raise UserError(f"Without its bad rows, train has nothing of class {', '.join(lost)}; repair some of them.")
+    good = {split: [look for look in found if look.fault is None] for split, found in looks.items()}
+    is_searched = is_thorough or _is_quick(good)
+    findings = find_all(_number_rows(kept, good, info, is_searched), info, counts)
+    kept["train"] = _apply(policies or parse_policies(None), findings, kept, info)
+    findings = _list_bad_rows(splits, looks, bad) + findings
     report = AuditReport(
         num_rows={split: len(rows) for split, rows in kept.items()},
         bad_rows={split: {kind: len(rows) for kind, rows in kinds.items()} for split, kinds in bad.items()},
-        num_duplicates=_count_duplicates(findings),
-        label_counts=counts,
+        num_duplicates=_count_duplicates(findings, kept),
+        label_counts={split: _count_labels(rows, info) for split, rows in kept.items()},
+        findings=findings,
+        looked_for_near_duplicates=is_searched,
     )
     return kept, report
 
 
-def _inspect_texts(rows: datasets.Dataset, split: str) -> Iterator[_Finding]:
-    for texts, fault in list_texts(rows):
-        # An input counts as a duplicate whatever its case and white space.
-        words = [text.casefold().split() for text in texts]
-        digest = hashlib.sha256("\0".join(map(" ".join, words)).encode("utf-8", "replace")).digest()
-        yield _Finding(fault, digest)
+def _is_quick(looks: Mapping[str, list[Look]]) -> bool:
+    every = [look for found in looks.values() for look in found]
+    is_image = any(look.signature is not None for look in every[:1])
+    characters = sum(len(text) for look in every for text in look.texts)
+    return len(every) <= MAX_IMAGES if is_image else characters <= MAX_CHARACTERS
 
 
-def list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]:
-    """The texts of each row, and what is wrong with them. A prompt may be empty, what is to be learnt may not."""
-    if "messages" in rows.column_names:
-        for messages in rows["messages"]:
-            answers = [m for m in messages or [] if m["role"] == "assistant" and (m["content"] or "").strip()]
-            texts = [m["content"] or "" for m in messages or []]
-            yield texts, None if answers else "chat without an answer of the assistant"
-    elif "completion" in rows.column_names:
-        for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
-            yield [prompt or "", completion or ""], None if (completion or "").strip() else "empty completion"
+def _number_rows(
+    splits: datasets.DatasetDict, looks: Mapping[str, list[Look]], info: LabelInfo, is_searched: bool
+) -> Rows:
+    """The rows of all splits as numbers that are equal where something is equal."""
+    names = list(splits)
+    every = [look for name in names for look in looks[name]]
+    exact = np.unique([look.digest for look in every], return_inverse=True)[1]
+    labels = None if info.problem_type == REGRESSION else _number_column(splits, names, "label")
+    return Rows(
+        names=names,
+        split=np.repeat(np.arange(len(names)), [len(splits[name]) for name in names]),
+        row_id=np.concatenate([np.asarray(splits[name]["row_id"][:]) for name in names]),
+        exact=exact,
+        near=_group_near(every, exact) if is_searched else None,
+        label=labels,
+        group=_number_column(splits, names, "group"),
+    )
+
+
+def _group_near(looks: list[Look], exact: np.ndarray) -> np.ndarray:
+    """Numbers of near duplicates, made from one row of each set of equal ones."""
+    first = np.unique(exact, return_index=True)[1]
+    if looks[0].signature is not None:
+        groups = group_images(np.stack([looks[index].signature for index in first]))
     else:
-        names = [name for name in ("text", "text_pair") if name in rows.column_names]
-        for texts in zip(*(rows[name] for name in names), strict=True):
-            found = [text or "" for text in texts]
-            yield found, None if all(text.split() for text in found) else "empty text"
+        groups = group_texts([looks[index].texts for index in first])
+    return groups[exact]
 
 
-def _inspect_images(rows: datasets.Dataset, split: str) -> Iterator[_Finding]:
-    images = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    Image.preinit()  # threads would race to register Pillow's plugins
-    with ThreadPoolExecutor() as pool:
-        for start in tqdm(range(0, len(images), 256), desc=f"checking {split} images", disable=None):
-            yield from pool.map(_inspect_image, images[start : start + 256]["image"])
+def _number_column(splits: datasets.DatasetDict, names: list[str], column: str) -> np.ndarray | None:
+    """Equal numbers for equal values, over all splits; None: there is no such column."""
+    if column not in splits["train"].column_names:
+        return None
+    values = [value for name in names for value in splits[name].with_format(None)[column][:]]
+    numbers: dict[object, int] = {}
+    keys = (tuple(value) if isinstance(value, list) else value for value in values)
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
-def _inspect_image(image: dict | None) -> _Finding:
-    path, data = (image["path"], image["bytes"]) if image else (None, None)
-    if data is None and path is None:
-        return _Finding("no image")
-    try:
-        data = Path(path).read_bytes() if data is None else data
-    except OSError as error:
-        kind = "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
-        return _Finding(kind, path=path)
-    return _Finding(_find_image_fault(data), hashlib.sha256(data).digest(), path)
+def _apply(
+    policies: Mapping[str, str], findings: list[Finding], splits: datasets.DatasetDict, info: LabelInfo
+) -> datasets.Dataset:
+    """Train without the rows that are to be dropped; says what is to be said."""
+    num_rows = {split: len(rows) for split, rows in splits.items()}
+    act_on(findings, policies, num_rows)
+    dropped = np.zeros(num_rows["train"], bool)
+    for finding in findings:
+        if finding.policy == "drop" and len(finding.drop):
+            dropped[finding.drop] = True
+            finding.num_dropped = len(finding.drop)
+            logger.warning("%s: dropped %d of %d train rows.", finding.kind, finding.num_dropped, num_rows["train"])
+    if not dropped.any():
+        return splits["train"]
+    kept = splits["train"].select(np.flatnonzero(~dropped))
+    before, after = _count_labels(splits["train"], info), _count_labels(kept, info)
+    if lost := sorted(set(before) - set(after)) or ([] if len(kept) else ["any"]):
+        raise UserError(f"With what --audit drops, train has nothing of class {', '.join(lost)}; give another policy.")
+    return kept
 
 
-def _find_image_fault(data: bytes) -> str | None:
-    """Decodes an image to the end; `Image.verify` does not see that a JPEG is cut off."""
-    if not data:
-        return "empty image file"
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft(None, (1, 1))  # a JPEG is read to its end and scaled down on the way: half the time
-            image.load()
-            image.getexif()  # `datasets` reads it to turn the image upright
-    except Image.DecompressionBombError:
-        return "image with too many pixels"
-    except (
-        Exception
-    ):  # each format of Pillow fails in its own way: OSError, SyntaxError, ValueError, struct.error, ...
-        return "corrupt image"
-    return None
-
-
-def _group_by_kind(findings: list[_Finding]) -> dict[str, list[int]]:
-    """Kind -> indices of the bad rows."""
-    kinds = defaultdict(list)
-    for index, finding in enumerate(findings):
-        if finding.kind:
-            kinds[finding.kind].append(index)
-    return dict(kinds)
+def _group_by_fault(looks: list[Look]) -> dict[str, list[int]]:
+    """Fault -> indices of the bad rows."""
+    faults = defaultdict(list)
+    for index, look in enumerate(looks):
+        if look.fault:
+            faults[look.fault].append(index)
+    return dict(faults)
 
 
 def _describe_bad_rows(
-    splits: datasets.DatasetDict, findings: dict[str, list[_Finding]], bad: dict[str, dict[str, list[int]]]
+    splits: datasets.DatasetDict, looks: dict[str, list[Look]], bad: dict[str, dict[str, list[int]]]
 ) -> str:
     lines = []
-    for split, kinds in bad.items():
-        for kind, indices in kinds.items():
+    for split, faults in bad.items():
+        for fault, indices in faults.items():
             ids = splits[split].select(indices[:5])["row_id"][:]
-            paths = [findings[split][index].path for index in indices[:5]]
+            paths = [looks[split][index].path for index in indices[:5]]
             named = [f"{row_id} {path}" if path else str(row_id) for row_id, path in zip(ids, paths, strict=True)]
             more = ", ..." if len(indices) > 5 else ""
-            lines.append(f"{split}: {len(indices)} x {kind} (row_id {', '.join(named)}{more})")
+            lines.append(f"{split}: {len(indices)} x {fault} (row_id {', '.join(named)}{more})")
     return "Some rows cannot be used. " + "; ".join(lines) + ". Repair them, or drop them with `--on_bad_rows skip`."
 
 
+def _list_bad_rows(
+    splits: datasets.DatasetDict, looks: dict[str, list[Look]], bad: dict[str, dict[str, list[int]]]
+) -> list[Finding]:
+    """The rows that were dropped because they cannot be used, as a finding."""
+    counts = {split: sum(map(len, faults.values())) for split, faults in bad.items() if faults}
+    if not counts:
+        return []
+    examples = [
+        f"{split} {splits[split]['row_id'][indices[0]]}: {fault}"
+        for split, faults in bad.items()
+        for fault, indices in faults.items()
+    ]
+    return [Finding("bad_rows", counts, examples, policy="drop", num_dropped=sum(counts.values()))]
+
+
 def _drop_bad_rows(
-    rows: datasets.Dataset, split: str, findings: list[_Finding], bad: dict[str, list[int]]
+    rows: datasets.Dataset, split: str, looks: list[Look], bad: dict[str, list[int]]
 ) -> datasets.Dataset:
     if not bad:
         return rows
-    good = [index for index, finding in enumerate(findings) if finding.kind is None]
-    found = ", ".join(f"{len(indices)} x {kind}" for kind, indices in bad.items())
+    good = [index for index, look in enumerate(looks) if look.fault is None]
+    found = ", ".join(f"{len(indices)} x {fault}" for fault, indices in bad.items())
     if not good:
         raise UserError(f"No row of {split} can be used ({found}); repair the data.")
     logger.warning("Dropped %d of %d rows of %s: %s.", len(rows) - len(good), len(rows), split, found)
     return rows.select(good)
 
 
-def _count_duplicates(findings: dict[str, list[_Finding]]) -> dict[str, int]:
-    train = {finding.digest for finding in findings["train"] if finding.kind is None}
-    counts = {}
-    for split in findings.keys() - {"train"}:
-        counts[split] = sum(finding.kind is None and finding.digest in train for finding in findings[split])
-        if counts[split]:
-            logger.warning(
-                "%d of the %d inputs of %s are in train as well; its scores will be too good.",
-                counts[split],
-                len(findings[split]),
-                split,
-            )
+def _count_duplicates(findings: list[Finding], splits: datasets.DatasetDict) -> dict[str, int]:
+    """Inputs of validation and test that train shares, none where they were dropped from train."""
+    counts = dict.fromkeys((split for split in splits if split != "train"), 0)
+    for finding in findings:
+        if finding.kind == "duplicates_across_splits" and not finding.num_dropped:
+            counts |= finding.counts
     return counts
 
 

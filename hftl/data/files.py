@@ -5,12 +5,17 @@ Nothing here reads the network.
 """
 
 import glob
+import gzip
+import json
 import logging
+import re
 import warnings
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 from PIL import Image
@@ -33,6 +38,10 @@ SPLIT_NAMES = {
 }
 IMAGE_PATH_NAMES = ("image", "img", "image_path", "image_file", "file_name", "filename", "file_path", "path", "file")
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+MAX_DEPTH = 100
+_NULL_ROW = re.compile(rb"^\s*null\b", re.MULTILINE)
+_OPENING, _CLOSING = list(b"[{"), list(b"]}")
 
 # Only what reads back as the same text, so that "007" and ids of 20 digits stay texts.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
@@ -93,12 +102,30 @@ def read_folder(
 
 
 def _read_saved(folder: Path) -> dict[str, datasets.Dataset]:
+    _check_inside(folder)
     try:
         saved = datasets.load_from_disk(str(folder))
     # IndexError: `datasets` 5.2 writes a split without rows but cannot read it.
     except (datasets.exceptions.DatasetsError, ValueError, OSError, KeyError, IndexError) as error:
         raise UserError(f"Cannot read {folder} ({error}): a file is damaged or a split has no rows.") from error
     return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+
+
+def _check_inside(folder: Path) -> None:
+    """The library opens any file that a `state.json` names; those of a sound folder lie beside it.
+
+    Raises:
+        UserError: one does not, or the file is damaged.
+    """
+    for state in [folder / "state.json", *folder.glob("*/state.json")]:
+        try:
+            entries = json.loads(state.read_text("utf-8"))["_data_files"] if state.is_file() else []
+            names = [entry["filename"] for entry in entries]
+            strange = [name for name in names if Path(name).name != name]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"Cannot read {state} ({error}): the file is damaged.") from error
+        if strange:
+            raise UserError(f"{state} names {strange[0]!r}, which is not beside it. Write the data set anew.")
 
 
 def ending(path: str | Path) -> str:
@@ -114,6 +141,8 @@ def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
         raise UserError(f"{path} has an unknown ending; expected one of {', '.join(TABLE_FORMATS)}, also with .gz.")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); give a table with rows.")
+    if TABLE_FORMATS[ending(path)] == "json":
+        _check_json(path)
     try:
         table = _parse_csv(path, text_columns) if TABLE_FORMATS[ending(path)] == "csv" else _parse(path)
         table.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8
@@ -121,6 +150,44 @@ def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
     # StopIteration: `datasets` 5.2 lets it out for a JSON file of blank lines. ArrowInvalid is a ValueError.
     except (datasets.exceptions.DatasetsError, ValueError, OSError, StopIteration, pd.errors.ParserWarning) as error:
         raise read_error(path, error.__cause__ or error) from error
+
+
+def _check_json(path: Path) -> None:
+    """Two things at which pyarrow 26 ends the process without a word: thousands of brackets in each other, and rows
+    that are `null`. Brackets inside texts count at first; only where they could matter is the file read by letters.
+
+    Raises:
+        UserError: the file has one of them, or cannot be read.
+    """
+    depth, deepest = 0, 0
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            is_array = file.read(1000).lstrip().startswith(b"[")
+            file.seek(0)
+            while lines := file.readlines(1 << 24):
+                block = b"".join(lines)
+                if not is_array and _NULL_ROW.search(block):
+                    raise UserError(f"{path} has a row that is null; expected one object a row. Remove it.")
+                letters = np.frombuffer(block, np.uint8)
+                depths = depth + np.cumsum(np.isin(letters, _OPENING).astype(np.int64) - np.isin(letters, _CLOSING))
+                depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
+            file.seek(0)
+            is_nested = deepest > MAX_DEPTH and _is_nested(file.read())
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"Cannot read {path}: {error}. Check the file.") from error
+    if is_nested:
+        raise UserError(
+            f"{path} has more than {MAX_DEPTH} brackets inside each other; expected one flat object a row."
+        )
+
+
+def _is_nested(text: bytes) -> bool:
+    depth = 0
+    for match in re.finditer(rb'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', text, re.DOTALL):
+        depth += 1 if match[1] else -1 if match[2] else 0
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def read_error(path: Path, cause: BaseException) -> UserError:
@@ -178,6 +245,11 @@ def _absolute_image_paths(table: datasets.Dataset, path: str, image_column: str 
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
             values = table[name][:]
             if image_column or is_image(Path(next(filter(None, values), ""))):
+                if outside := [value for value in values if value and ".." in Path(value).parts]:
+                    raise UserError(
+                        f"The image path {outside[0]!r} of {path} leads out of the folder of the table. Move the "
+                        "table to a folder above all images, or write full paths."
+                    )
                 absolute = [value and str(folder / value) for value in values]
                 table = table.remove_columns(name).add_column(name, absolute, feature=datasets.Value("string"))
     return table

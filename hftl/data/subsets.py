@@ -81,6 +81,8 @@ def split_validation(
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Holds out about `fraction` of the rows, class-stratified; every class keeps a row in train.
 
+    Rows with a `group` are held out in whole groups, which are not stratified.
+
     Returns:
         Train and validation, disjoint, both in the order of `dataset`, neither empty.
 
@@ -95,9 +97,46 @@ def split_validation(
             f"Train has {len(labels)} rows for {num_classes} classes, too few to hold out a validation split; "
             "give one with --validation_file, or more rows."
         )
+    if "group" in dataset.column_names:
+        validation = _choose_groups(np.asarray(dataset["group"][:]), labels, num_validation, seed)
+        return dataset.select(np.setdiff1d(np.arange(len(labels)), validation)), dataset.select(validation)
     # What a stratified prefix leaves is stratified as well, and the prefix begins with a row of each class.
     train, validation = np.split(nested_order(labels, seed), [len(labels) - num_validation])
     return dataset.select(np.sort(train)), dataset.select(np.sort(validation))
+
+
+def _choose_groups(groups: np.ndarray, labels: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
+    """Rows of whole groups, about `num_rows`, in random order of the groups; train keeps a row of every class.
+
+    Args:
+        groups: [N].
+        labels: [N], or [N, C].
+        num_rows: of validation.
+        seed: draws the groups.
+
+    Returns:
+        Row indices, int64, sorted.
+
+    Raises:
+        UserError: no group can be taken out.
+    """
+    names, codes = np.unique(groups, return_inverse=True)
+    classes = (
+        np.unique(labels, return_inverse=True)[1] if _is_stratifiable(labels) else np.zeros(len(labels), np.int64)
+    )
+    left, taken = np.bincount(classes), []
+    for group in _shuffle(np.arange(len(names)), seed):
+        rows = np.flatnonzero(codes == group)
+        without = left - np.bincount(classes[rows], minlength=len(left))
+        if without.min() > 0 and sum(map(len, taken)) + len(rows) <= max(num_rows, len(rows) if not taken else 0):
+            left = without
+            taken.append(rows)
+    if not taken:
+        raise UserError(
+            f"No group of --group_column can be held out for validation: each of the {len(names)} has the last rows "
+            "of a class. Give a --validation_file."
+        )
+    return np.sort(np.concatenate(taken))
 
 
 def take_subsets(

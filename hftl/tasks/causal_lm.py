@@ -15,7 +15,7 @@ import transformers
 from transformers import AutoConfig
 
 from hftl.assets import resolve_model
-from hftl.data.audit import list_texts
+from hftl.data.inputs import list_texts
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.language import choose_prompt, read_chat, standardize_language
 from hftl.data.tokens import (
@@ -106,14 +106,7 @@ class CausalLM(Task):
             logger.info(
                 "One training row; what is learnt stands in [[ ]]:\n%s", mark_text(rows["train"][0], processor)
             )
-        counts = {split: _count_tokens(part) for split, part in rows.items()}
-        for split, count in counts.items():
-            if count["num_cut"]:
-                logger.warning(
-                    "%d of %d rows of %s are longer than %d tokens and were cut (--max_length).",
-                    *(count["num_cut"], count["num_rows"], split, processor.model_max_length),
-                )
-        return {"tokens": counts}
+        return {"tokens": {split: _count_tokens(part) for split, part in rows.items()}}
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "TokenCollator":
         return TokenCollator(processor.pad_token_id, is_packed=args.packing)

@@ -32,7 +32,8 @@ class TextClassification(LabelledTask):
         columns = {name: encoded[name] for name in INPUTS if name in encoded}
         if not is_pair:  # one segment: all zeros, which every model fills in by itself
             columns.pop("token_type_ids", None)
-        return {"length": [len(ids) for ids in columns["input_ids"]], **columns}
+        is_cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        return {"length": [len(ids) for ids in columns["input_ids"]], "is_cut": is_cut, **columns}
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
@@ -42,9 +43,17 @@ class TextClassification(LabelledTask):
             "rows": fingerprint,
             "tokenizer": hashlib.sha256(processor.backend_tokenizer.to_str().encode()).hexdigest(),
             "max_length": processor.model_max_length,
+            "columns": "is_cut",
             "transformers": transformers.__version__,
         }
         return map_cached(dataset, tokenize, key, description="Tokenizing")
+
+    def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
+        counts = {
+            split: {"num_rows": len(part), "num_tokens": sum(part["length"][:]), "num_cut": sum(part["is_cut"][:])}
+            for split, part in rows.items()
+        }
+        return {"tokens": counts}
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "TextCollator":
         return TextCollator(processor)

@@ -8,6 +8,7 @@ from sklearn.metrics import accuracy_score
 from hftl.compare import stats
 from hftl.compare.verdict import compare_pair, finish_pairs
 from hftl.errors import UserError
+from hftl.metrics import power
 
 OPTIONS = {"size": 8, "margin": 0.01, "alpha": 0.05, "greater_is_better": True}
 
@@ -65,7 +66,7 @@ def test_the_smallest_p_of_a_sign_flip_is_two_of_all_flips():
 def test_a_difference_at_the_stated_limit_is_found_with_80_percent_power():
     rng = np.random.default_rng(0)
     num_rows, disagreement = 2000, 0.1
-    difference = stats.minimum_detectable_difference(num_rows, disagreement)
+    difference = power.minimum_detectable_difference(num_rows, disagreement)
     only_a, only_b = (disagreement + difference) / 2, (disagreement - difference) / 2
     counts = rng.multinomial(num_rows, [only_a, only_b, 1 - disagreement], size=2000)
     p = [scipy.stats.binomtest(a, a + b).pvalue for a, b, _ in counts]

@@ -36,11 +36,15 @@ def test_good_rows_pass_unchanged():
     assert {split: rows.to_list() for split, rows in kept.items()} == {
         split: rows.to_list() for split, rows in splits.items()
     }
-    assert report.as_dict() == {
+    found = report.as_dict()
+    assert [finding["kind"] for finding in found.pop("findings")] == ["tiny_classes"]
+    assert found == {
         "num_rows": {"train": 2, "test": 2},
         "bad_rows": {"train": {}, "test": {}},
         "num_duplicates": {"test": 0},
         "label_counts": {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}},
+        "looked_for_near_duplicates": True,
+        "detectable_difference": None,
     }
 
 
@@ -83,7 +87,7 @@ def test_inputs_that_train_shares_with_other_splits_are_counted(caplog):
     )
     report = audit(splits, INFO, "text")[1]
     assert report.num_duplicates == {"validation": 1, "test": 2}
-    assert "2 of the 4 inputs of test are in train as well" in caplog.text
+    assert "duplicates_across_splits: 1 of 2 rows of validation, 2 of 4 rows of test" in caplog.text
 
 
 def test_a_pair_is_a_duplicate_only_as_a_whole():

@@ -198,3 +198,25 @@ def test_subsets_of_encoded_multi_label_rows_are_taken():
 def test_sizes_that_the_data_do_not_have_are_refused(given, message):
     with pytest.raises(UserError, match=message):
         take(full(), names="abcd", **given)
+
+
+def test_validation_is_held_out_in_whole_groups_and_train_keeps_every_class():
+    labels, groups = [i % 3 for i in range(60)], [f"g{i // 5}" for i in range(60)]
+    rows = datasets.Dataset.from_dict({"label": labels, "group": groups})
+    train, validation = split_validation(rows, 0.2)
+    assert not set(train["group"][:]) & set(validation["group"][:])
+    assert len(train) + len(validation) == 60 and 5 <= len(validation) <= 12
+    assert set(train["label"][:]) == {0, 1, 2}
+    assert split_validation(rows, 0.2, seed=1)[1]["group"][:] != validation["group"][:]
+
+
+def test_a_group_that_is_larger_than_the_share_is_held_out_rather_than_none():
+    rows = datasets.Dataset.from_dict({"label": [0, 1] * 10, "group": ["a"] * 10 + ["b"] * 10})
+    train, validation = split_validation(rows, 0.2)
+    assert (len(train), len(validation)) == (10, 10)
+
+
+def test_groups_that_cannot_be_parted_are_refused():
+    rows = datasets.Dataset.from_dict({"label": [0, 1] * 10, "group": ["a"] * 20})
+    with pytest.raises(UserError, match="No group of --group_column can be held out.*--validation_file"):
+        split_validation(rows, 0.2)
