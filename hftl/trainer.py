@@ -36,6 +36,7 @@ from hftl.data.labels import IGNORED
 from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
 from hftl.errors import TrainingDiverged, UserError
 from hftl.progress import STATE_FILE, Progress, has_ended, read_state
+from hftl.records import redact
 from hftl.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -371,7 +372,7 @@ class FineTuningTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+            (folder / "training_args.json").write_text(redact(self.args.to_json_string()), encoding="utf-8")
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """The stock norm. One that is not finite makes the weights so: it stops the run before they are saved.

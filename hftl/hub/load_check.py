@@ -47,20 +47,25 @@ def compute_logits(network: Any, inputs: dict[str, torch.Tensor], *, is_language
 def load_network(job: dict[str, Any], problems: list[str]) -> Any:
     """The network as the card says to load it; what of it was not in the files goes to `problems`."""
     auto = getattr(transformers, job["auto_model"])
-    cached = {"cache_dir": job["cache"], "trust_remote_code": False}
-    where = cached | {"subfolder": job["subfolder"]}
-    options = {"use_safetensors": True, "output_loading_info": True}
+    where = {"subfolder": job["subfolder"], "cache_dir": job["cache"]}
+    options = {"trust_remote_code": False, "output_loading_info": True}
     if job["base"] is None:
-        network, report = auto.from_pretrained(job["repo_id"], **where, **options)
+        network, report = auto.from_pretrained(job["repo_id"], use_safetensors=True, **where, **options)
         name_missing(report, set(), problems)
         return network.eval()
     from peft import PeftModel, get_peft_model_state_dict
 
     if job["quantization"]:
         options["quantization_config"] = transformers.BitsAndBytesConfig(**job["quantization"])
-    config = transformers.AutoConfig.from_pretrained(job["repo_id"], **where)
+    config = transformers.AutoConfig.from_pretrained(job["repo_id"], trust_remote_code=False, **where)
     base, report = auto.from_pretrained(
-        job["base"], revision=job["base_revision"], config=config, ignore_mismatched_sizes=True, **cached, **options
+        job["base"],
+        revision=job["base_revision"],
+        config=config,
+        cache_dir=job["cache"],
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        **options,
     )
     path = cached_file(job["repo_id"], "adapter_model.safetensors", subfolder=job["subfolder"], cache_dir=job["cache"])
     with safe_open(path, "pt") as file:

@@ -25,6 +25,8 @@ from hftl.examples import load_examples
 from hftl.tasks import build_task
 from hftl.tasks.image_classification import to_rgb
 
+# The readers of `datasets` 5.2 leave a broken file open until Python collects it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 IS_EXHAUSTIVE = os.environ.get("HFTL_TEST_EXHAUSTIVE") == "1"
 
 
