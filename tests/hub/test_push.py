@@ -340,7 +340,7 @@ def test_whatever_goes_wrong_with_a_push_at_the_end_the_run_is_whole(
         raise ZeroDivisionError(f"odd {logged_in.token}")
 
     monkeypatch.setattr("hftl.hub.push.pass_gate", fail)
-    with pytest.raises(PublishError, match="is complete in .*odd .redacted") as error:
+    with pytest.raises(PublishError, match=r"is complete in .*odd hf_\[redacted") as error:
         run(parse_args(words_of_a_run(published_files, tmp_path / "run"), mode="full"))
     assert logged_in.token not in str(error.value)
 
