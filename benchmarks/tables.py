@@ -258,6 +258,30 @@ def default_start(data: str, mode: str) -> str:
     return MODES[mode].head_init[MODALITY[data]].removeprefix("auto-")
 
 
+def audit_table() -> str:
+    """What the audit takes, finds and reports without cause."""
+    content = read("audit")
+    lines = ["| measured | on | result |", "|---|---|---|"]
+    for name, row in content["seconds"].items():
+        lines.append(f"| whole audit | {row['num_rows']:,} {_say_rows(name)} | {row['seconds']:.1f} s |")
+    for name, row in content["runs on bundled:wordnet"].items():
+        result = f"{row['audit_seconds']:.1f} of {row['loading_seconds']:.1f} s of loading"
+        lines.append(f"| audit before a run | bundled:wordnet, {name} | {result} |")
+    for data, found in content["recall"].items():
+        lines += [f"| planted copies found | {data}: {edit} | {100 * share:.1f} % |" for edit, share in found.items()]
+    for data, row in content["alarms"].items():
+        result = f"{100 * row['share']:.2f} %"
+        lines.append(f"| rows reported as near duplicates | {data}, {row['distinct_rows']:,} distinct | {result} |")
+    return "\n".join(lines) + (
+        f"\n\n1,000 copies planted of each kind. One thread of two cores of an {content['environment']['cpu']}; "
+        f"{content['date']}, `python benchmarks/audit.py`."
+    )
+
+
+def _say_rows(name: str) -> str:
+    return f"rows of {name}" if name.startswith("bundled:") else name
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "accuracy": ("README.md", accuracy_table),
     "throughput": ("README.md", throughput_table),
@@ -265,6 +289,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "compare-fashion-mnist": ("README.md", partial(campaign_table, "compare-fashion-mnist")),
     "head": ("docs/head-init.md", head_table),
     "adapters-wordnet": ("docs/adapters.md", partial(adapter_table, "wordnet")),
+    "audit": ("docs/data-audit.md", audit_table),
     "smollm2": ("docs/adapters.md", language_table),
     "quantization-wordnet": ("docs/adapters.md", quantization_table),
     "qlora-70b": ("docs/adapters.md", memory_table),
