@@ -19,9 +19,9 @@ from pathlib import Path
 
 import transformers
 
-from hftl import checkpoints
 from hftl.config import parse_args
 from hftl.records import describe_environment
+from hftl.resuming import checkpoints
 from hftl.run import run
 from hftl.trainer import FineTuningTrainer
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hftl.config import Arguments, parse_args
 from hftl.errors import UserError
-from hftl.predictor import load
+from hftl.inference.predictor import load
 from hftl.records import RunRecord
 from hftl.yaml_file import as_words
 
@@ -51,8 +51,8 @@ def train_parsed(args: Arguments, *, started: float | None = None, ends_on_signa
         ends_on_signal: end training with a checkpoint after SIGTERM or SIGINT; else signals are left alone.
     """
     from hftl.baselines import BASELINES, run_baseline
+    from hftl.resuming.signals import StopOnSignal
     from hftl.run import run
-    from hftl.signals import StopOnSignal
 
     if args.model.mode in BASELINES:
         return run_baseline(args, started=started)

@@ -243,7 +243,7 @@ def verify_resume(argv: list[str]) -> None:
             raise UserError(f"{flag} is not for verify-resume: it trains in a temporary folder.")
     _configure_logging()
     _quiet_libraries()
-    from hftl.verify_resume import verify_resume
+    from hftl.resuming.verify import verify_resume
 
     if not argv or argv[0].startswith("-"):
         names_data = any(word.startswith(("--dataset", "--train_file")) for word in argv)
@@ -315,8 +315,8 @@ def predict(argv: list[str]) -> None:
     parser.add_argument("--on_bad_rows", choices=("error", "skip"), default="error", help="skip: an empty answer")
     options = parser.parse_args(argv)
     _prepare_libraries()
-    from hftl.predict import PredictRequest
-    from hftl.predict import predict as predict_rows
+    from hftl.inference.predict import PredictRequest
+    from hftl.inference.predict import predict as predict_rows
     from hftl.tasks.base import AnswerOptions
 
     request = PredictRequest(
@@ -345,8 +345,8 @@ def evaluate(argv: list[str]) -> None:
     parser.add_argument("--output_file", type=Path, help="all of it as JSON")
     options = parser.parse_args(argv)
     _prepare_libraries()
-    from hftl.evaluation import evaluate as evaluate_rows
-    from hftl.predictor import load
+    from hftl.inference.evaluation import evaluate as evaluate_rows
+    from hftl.inference.predictor import load
     from hftl.records import write_json
 
     changes = {name: getattr(options, name) for name in (*MODEL_DATA_FLAGS, "label_column")}
@@ -371,8 +371,8 @@ def export(argv: list[str]) -> None:
     parser.add_argument("--model_revision", default="main", help="revision of a Hub model")
     options = parser.parse_args(argv)
     _prepare_libraries()
-    from hftl.export import TOLERANCE, export_onnx
-    from hftl.predictor import load
+    from hftl.inference.export import TOLERANCE, export_onnx
+    from hftl.inference.predictor import load
 
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance
     predictor = load(options.model, revision=options.model_revision)

@@ -30,7 +30,7 @@ from hftl.models.load import find_commit, load_config, read_config
 from hftl.models.modes import BATCH_SIZE, Mode, count_parameters, describe_schedule, find_mode
 from hftl.models.quantization import check_quantization, is_quantized
 from hftl.records import RunRecord, compute_config_hash, count_cores, describe_environment, write_predictions
-from hftl.resume import (
+from hftl.resuming.identity import (
     check_adapter_of_checkpoint,
     check_checkpoint,
     check_identity,
@@ -38,6 +38,7 @@ from hftl.resume import (
     is_resumable,
     read_head,
 )
+from hftl.resuming.signals import StopOnSignal, handled
 from hftl.run_folder import (
     check_run_folder,
     explained_resources,
@@ -47,7 +48,6 @@ from hftl.run_folder import (
     resolve_checkpoint,
     save_artifacts,
 )
-from hftl.signals import StopOnSignal, handled
 from hftl.tasks import TASKS, build_task
 from hftl.tasks.base import Task, count_tokens
 from hftl.trainer import FineTuningTrainer

@@ -13,11 +13,11 @@ import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from hftl.checkpoints import NAME, check_checkpoint_folder, clean, find_newest, supersede_later
 from hftl.config import Arguments
 from hftl.cost.ledger import Ledger
 from hftl.errors import OutOfResources, TrainingDiverged, UserError
 from hftl.records import RECORD_FILE, RunRecord, redact
+from hftl.resuming.checkpoints import NAME, check_checkpoint_folder, clean, find_newest, supersede_later
 from hftl.trainer import is_out_of_memory
 
 logger = logging.getLogger(__name__)

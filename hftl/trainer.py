@@ -4,8 +4,8 @@ where there are some.
 - The loss is a sum over the labels of an optimizer step divided by their number, for any accumulation and any number
   of processes. Stock heads that take `**kwargs` but ignore `num_items_in_batch` scale it by both
   (huggingface/transformers#47688).
-- A checkpoint counts once it is whole and on disk (`hftl.checkpoints`), is read back whole, or not at all, and going
-  on from it changes nothing (`hftl.progress`).
+- A checkpoint counts once it is whole and on disk (`hftl.resuming.checkpoints`), is read back whole, or not at all, and going
+  on from it changes nothing (`hftl.resuming.progress`).
 - A loss or gradient that is not finite stops the run instead of being logged as 0.
 - Rows come in an order made from (seed, epoch); predictions keep the order of the data.
 - Time, tokens and FLOPs are counted as they are spent.
@@ -29,14 +29,14 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
-from hftl.checkpoints import clean, commit, rotate, staging_folder
 from hftl.cost.flops import count_flops, count_units
 from hftl.cost.ledger import Ledger
 from hftl.data.labels import IGNORED
 from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
 from hftl.errors import TrainingDiverged, UserError
-from hftl.progress import STATE_FILE, Progress, has_ended, read_state
 from hftl.records import redact
+from hftl.resuming.checkpoints import clean, commit, rotate, staging_folder
+from hftl.resuming.progress import STATE_FILE, Progress, has_ended, read_state
 from hftl.tasks.base import Task
 
 logger = logging.getLogger(__name__)

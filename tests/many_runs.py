@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from hftl import cli
-from hftl.signals import StopOnSignal
+from hftl.resuming.signals import StopOnSignal
 
 
 def end_at(number: int, step: int) -> None:

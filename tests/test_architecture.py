@@ -14,14 +14,16 @@ PACKAGE = ROOT / "hftl"
 # What a part may import besides itself, from the bottom up.
 # `tasks.base` is the protocol, `tasks` the files that follow it.
 BASE = {"errors", "records", "config", "assets"}
-SERVICES = {"data", "metrics", "cost", "checkpoints", "tasks.base"}
+SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base"}
 MAY_IMPORT = {
     "errors": set(),
     "records": {"errors"},
     "assets": {"errors"},
     "allocator": set(),
-    "outputs": {"errors"},
+    "inference.outputs": {"errors"},
     "yaml_file": {"errors"},
+    "inference": set(),
+    "resuming": set(),
     "config": {
         "errors",
         "records",
@@ -36,28 +38,28 @@ RUNS = (
     "audit",
     "head_start",
     "adapter_start",
-    "progress",
-    "signals",
+    "resuming.progress",
+    "resuming.signals",
     "trainer",
     "run_folder",
-    "resume",
+    "resuming.identity",
     "merge",
-    "model_source",
-    "predictor",
-    "predict",
-    "evaluation",
-    "export",
+    "inference.source",
+    "inference.predictor",
+    "inference.predict",
+    "inference.evaluation",
+    "inference.export",
     "hub",
     "run",
-    "verify_resume",
+    "resuming.verify",
     "baselines",
 )  # each only those before it
 for position, name in enumerate(RUNS):
     MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "tasks", "models", *RUNS[:position]}
-MAY_IMPORT["predict"] |= {"outputs"}
-MAY_IMPORT["export"] |= {"compare.stats"}
-MAY_IMPORT["evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files
-MAY_IMPORT["resume"] |= {"yaml_file"}  # the configuration of the run that it goes on with
+MAY_IMPORT["inference.predict"] |= {"inference.outputs"}
+MAY_IMPORT["inference.export"] |= {"compare.stats"}
+MAY_IMPORT["inference.evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files
+MAY_IMPORT["resuming.identity"] |= {"yaml_file"}  # the configuration of the run that it goes on with
 # A comparison plans runs and reads their records; how a run works it does not know.
 STUDIES = {*BASE, "run", "baselines", "examples", "metrics", "cost", "tasks", "yaml_file", "data.subsets", "data.load"}
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
@@ -67,17 +69,17 @@ MAY_IMPORT |= {
     "compare": STUDIES,
     "advise": STUDIES,
     "report": {"errors", "records"},
-    "api": {*BASE, "yaml_file", "predictor", "run", "signals", "baselines", "compare", "report"},
+    "api": {*BASE, "yaml_file", "inference.predictor", "run", "resuming.signals", "baselines", "compare", "report"},
     "cli": {"", *MAY_IMPORT, "compare", "advise", "report", "api"},  # "" is the package itself: its version
     "__main__": {"cli"},
     "": {"config", "records", "api"},
 }
 ONLY_IMPORTER = {
     "evaluate": {"metrics"},
-    "peft": {"models", "merge", "model_source", "predictor", "hub"},
+    "peft": {"models", "merge", "inference.source", "inference.predictor", "hub"},
     "bitsandbytes": {"models"},
     "psutil": {"cost", "cli"},
-    "onnxruntime": {"export"},
+    "onnxruntime": {"inference.export"},
 }
 MUST_NOT_IMPORT = {"report": {"torch", "transformers"}, "tasks": {"peft"}, "data": {"transformers", "peft"}}
 OPTIONAL = {"bitsandbytes", "deepspeed", "ray"}  # extras, imported where they are asked for

@@ -8,7 +8,7 @@ import pytest
 import hftl
 from hftl import cli
 from hftl.config import parse_args
-from hftl.evaluation import compute_intervals, evaluate
+from hftl.inference.evaluation import compute_intervals, evaluate
 from hftl.metrics import PROBLEM_METRICS
 from hftl.run import run
 from tests import tiny

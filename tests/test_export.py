@@ -8,8 +8,9 @@ import transformers
 from PIL import Image
 
 import hftl
-from hftl import cli, export
+from hftl import cli
 from hftl.config import parse_args
+from hftl.inference import export
 from hftl.run import run
 from tests import tiny
 

@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import ViTImageProcessorPil
 
-from hftl.checkpoints import find_newest
 from hftl.config import parse_args
 from hftl.records import RunRecord
+from hftl.resuming.checkpoints import find_newest
 from hftl.run import run
 from tests import tiny
 from tests.networks import IMAGE_SIZE, build_network, build_tokenizer

@@ -17,10 +17,11 @@ from peft import PeftModel
 from PIL import Image
 
 import hftl
-from hftl import cli, predictor
+from hftl import cli
 from hftl.config import parse_args
 from hftl.errors import UserError
-from hftl.model_source import find_source
+from hftl.inference import predictor
+from hftl.inference.source import find_source
 from hftl.records import read_predictions
 from hftl.run import run
 from tests import tiny

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from hftl import cli
 from hftl.errors import ResumeDiffers
 from hftl.records import RunRecord
-from hftl.verify_resume import find_differences
+from hftl.resuming.verify import find_differences
 from tests import tiny
 
 
@@ -58,7 +58,7 @@ def test_a_difference_is_exit_code_1(monkeypatch, capsys):
     def fail(*args):
         raise ResumeDiffers("The resumed run is not the uninterrupted one: loss of step 4 is 1.0 and 2.0.")
 
-    monkeypatch.setattr("hftl.verify_resume.verify_resume", fail)
+    monkeypatch.setattr("hftl.resuming.verify.verify_resume", fail)
     assert cli.main(["verify-resume", "--mode", "full"]) == 1
     assert (
         capsys.readouterr().err

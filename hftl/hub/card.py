@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hftl.cost.energy import estimate_energy
 from hftl.cost.prices import load_prices
 from hftl.errors import UserError
-from hftl.evaluation import compute_row_limits
 from hftl.hub.snippets import PIPELINES, write_snippet
 from hftl.hub.stage import Staged, is_local
+from hftl.inference.evaluation import compute_row_limits
 from hftl.metrics.base import LANGUAGE, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from hftl.records import RunRecord, read_predictions, redact
 

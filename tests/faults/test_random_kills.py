@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hftl.checkpoints import find_newest
 from hftl.config import parse_args
 from hftl.records import RunRecord
+from hftl.resuming.checkpoints import find_newest
 from hftl.run import run
 from tests import tiny
 

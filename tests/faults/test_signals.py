@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hftl import cli
-from hftl.checkpoints import find_damage, list_checkpoints
 from hftl.compare.cells import Job, run_job
 from hftl.errors import Interrupted
 from hftl.records import RunRecord
-from hftl.signals import SIGNALS, StopOnSignal, handled
+from hftl.resuming.checkpoints import find_damage, list_checkpoints
+from hftl.resuming.signals import SIGNALS, StopOnSignal, handled
 from tests import tiny
 from tests.networks import build_network
 from tests.test_trainer import build_rows, build_trainer

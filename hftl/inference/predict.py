@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 
 from hftl.data.stream import Stream, open_stream
 from hftl.errors import UserError
-from hftl.outputs import check_output, open_output
-from hftl.predictor import Predictor, change_data, find_source, load_network
+from hftl.inference.outputs import check_output, open_output
+from hftl.inference.predictor import Predictor, change_data, find_source, load_network
 from hftl.run_folder import explained_resources
 from hftl.tasks.base import AnswerOptions
 
@@ -20,7 +20,7 @@ class PredictRequest:
     """What `hftl predict` was asked.
 
     Attributes:
-        model: as `hftl.model_source.find_source` takes it.
+        model: as `hftl.inference.source.find_source` takes it.
         source: rows, as `hftl.data.stream.open_stream` takes them.
         output_file: .jsonl, .csv or .parquet; None for the standard output.
         options: what the answers look like.

@@ -21,11 +21,11 @@ from hftl.compare.stats import crossed_interval
 from hftl.data.labels import MULTI, REGRESSION, SINGLE
 from hftl.data.load import load_splits
 from hftl.errors import UserError
-from hftl.evaluation import encode_rows, prepare_rows
+from hftl.inference.evaluation import encode_rows, prepare_rows
+from hftl.inference.predictor import Predictor
 from hftl.merge import TOLERANCE
 from hftl.metrics import compute_predictions
 from hftl.metrics.rows import ROW_SCORES
-from hftl.predictor import Predictor
 from hftl.records import read_predictions, write_json
 
 NUM_ROWS = 1000  # that are asked, at most

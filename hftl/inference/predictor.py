@@ -19,8 +19,8 @@ from PIL import Image
 
 from hftl.data.language import read_chat
 from hftl.errors import UserError
+from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
 from hftl.merge import TOLERANCE, fold_adapter
-from hftl.model_source import LoadedSource, ModelSource, find_source, load_network
 from hftl.models.quantization import is_quantized
 from hftl.tasks.base import AnswerOptions
 

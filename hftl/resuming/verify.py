@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hftl.checkpoints import find_newest
 from hftl.config import Arguments, parse_args
 from hftl.errors import ResumeDiffers, UserError
 from hftl.records import RunRecord
-from hftl.resume import is_resumable
+from hftl.resuming.checkpoints import find_newest
+from hftl.resuming.identity import is_resumable
 from hftl.run import run
 
 NUM_STEPS, SAVED_STEP = 6, 3
@@ -70,7 +70,7 @@ def verify_resume(words: Sequence[str], accelerate_config: str | None = None) ->
     with tempfile.TemporaryDirectory(prefix="hftl-verify-") as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         _train([*launch, "-m", "hftl", "train", *words, *SETTINGS, "--output_dir", str(whole)])
-        command = [*launch, "-m", "hftl.verify_resume", *words, *SETTINGS, "--output_dir", str(killed)]
+        command = [*launch, "-m", "hftl.resuming.verify", *words, *SETTINGS, "--output_dir", str(killed)]
         _train(command, is_killed=True)
         newest, reasons = find_newest(killed)
         if newest is None or newest.name != f"checkpoint-{SAVED_STEP}":

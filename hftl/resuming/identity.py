@@ -17,13 +17,13 @@ import torch
 import xxhash
 from torch import nn
 
-from hftl.checkpoints import read_manifest
 from hftl.config import ARGUMENT_CLASSES, Arguments
 from hftl.errors import UserError
 from hftl.examples import Examples
 from hftl.models.adapters import Adapter, adapter_of
 from hftl.models.modes import find_mode
 from hftl.records import compute_config_hash
+from hftl.resuming.checkpoints import read_manifest
 from hftl.run_folder import find_checkpoint
 from hftl.yaml_file import read_yaml
 

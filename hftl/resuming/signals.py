@@ -17,7 +17,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hftl.errors import Interrupted
-from hftl.progress import is_epoch_end
+from hftl.resuming.progress import is_epoch_end
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # One order may arrive twice: `timeout` and a terminal signal the whole group, and torchrun passes on to its processes

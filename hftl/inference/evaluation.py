@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from hftl.compare.stats import crossed_interval, wilson
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.stream import name_source, pick_split, split_name
+from hftl.inference.predictor import Predictor
 from hftl.metrics.rows import ROW_SCORES
-from hftl.predictor import Predictor
 from hftl.run_folder import explained_resources
 
 logger = logging.getLogger(__name__)

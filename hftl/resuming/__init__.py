@@ -1,0 +1,1 @@
+"""Runs that survive: committed checkpoints, exact resume, signals, and the proof that they work."""
