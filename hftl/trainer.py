@@ -4,8 +4,8 @@ where there are some.
 - The loss is a sum over the labels of an optimizer step divided by their number, for any accumulation and any number
   of processes. Stock heads that take `**kwargs` but ignore `num_items_in_batch` scale it by both
   (huggingface/transformers#47688).
-- A checkpoint counts once it is whole and on disk (`hftl.resuming.checkpoints`), is read back whole, or not at all, and
-  going on from it changes nothing (`hftl.resuming.progress`).
+- A checkpoint counts once it is whole and on disk (`hftl.resuming.checkpoints`), is read back whole, or not at all,
+  and going on from it changes nothing (`hftl.resuming.progress`).
 - A loss or gradient that is not finite stops the run instead of being logged as 0.
 - Rows come in an order made from (seed, epoch); predictions keep the order of the data.
 - Time, tokens and FLOPs are counted as they are spent.
