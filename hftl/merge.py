@@ -9,22 +9,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import nn
 
 from hftl.config import Arguments, parse_args
+from hftl.data.labels import MULTI, REGRESSION
 from hftl.errors import UserError
 from hftl.examples import load_examples, prepare_examples
 from hftl.head_start import build_batches
-from hftl.metrics import compute_predictions
 from hftl.models.adapters import find_adapter
 from hftl.models.load import load_config, load_pretrained
 from hftl.records import RunRecord, write_atomically
 from hftl.tasks import build_task
 
 NUM_ROWS = 256  # of the validation part, at most
+NUM_LOGITS = 2**26  # and fewer where each token has one for every word there is: 256 MB
 TOLERANCE = 1e-3  # of a logit, in units of the spread of the logits; float32 merges differ by about 1e-6
 
 
@@ -35,8 +35,8 @@ class MergeReport:
     Attributes:
         max_difference: of a logit.
         logit_spread: standard deviation of the logits, the measure for it.
-        agreement: share of rows with the same predicted class; None for regression.
-        num_rows: real rows that both were asked about.
+        agreement: share of rows (tokens, pixels) with the same predicted class; None for regression.
+        num_answers: compared, to real rows: one a row, or one a token.
         quantization_gap: of an adapter trained on quantized weights: the same largest difference, to the network as
             it was trained.
         quantized_agreement: and the share of rows with the same predicted class.
@@ -45,15 +45,15 @@ class MergeReport:
     max_difference: float
     logit_spread: float
     agreement: float | None
-    num_rows: int
+    num_answers: int
     quantization_gap: float | None = None
     quantized_agreement: float | None = None
 
     def __str__(self) -> str:
         same = "" if self.agreement is None else f", the same prediction for {self.agreement:.2%}"
         text = (
-            f"{self.num_rows} rows: the largest difference of a logit is {self.max_difference:.2g} "
-            f"(the logits spread by {self.logit_spread:.2g}){same}"
+            f"{self.num_answers:,} answers to real rows: the largest difference of a logit is "
+            f"{self.max_difference:.2g} (the logits spread by {self.logit_spread:.2g}){same}"
         )
         if self.quantization_gap is None:
             return text
@@ -160,14 +160,33 @@ def _build_batches(rows: Any, collator: Any, args: Arguments) -> list[dict[str, 
 
 @torch.inference_mode()
 def _compute_logits(network: nn.Module, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """Logits float32 [N, C]."""
-    return torch.cat([network.eval()(**batch).logits.float().cpu() for batch in batches])
+    """Logits float32 [N, C]: of rows, or of the tokens, pixels or boxes of as many rows as `NUM_LOGITS` allows."""
+    kept: list[torch.Tensor] = []
+    for batch in batches:
+        kept.append(_list_logits(network.eval()(**batch), batch).float().cpu())
+        if sum(logits.numel() for logits in kept) > NUM_LOGITS:
+            break
+    return torch.cat(kept)
+
+
+def _list_logits(outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[N, C] of what a network answers to a batch; padded tokens, whose answers nobody reads, are left out."""
+    if "start_logits" in outputs:
+        logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
+    else:
+        logits = outputs["logits"]
+    mask = batch.get("attention_mask")
+    if logits.dim() == 3 and mask is not None and mask.shape == logits.shape[:2]:
+        return logits[mask.bool()]
+    if logits.dim() == 4:  # [B, C, H, W]
+        logits = logits.movedim(1, -1)
+    return logits.flatten(0, -2)
 
 
 def _compare(expected: torch.Tensor, logits: torch.Tensor, problem_type: str) -> MergeReport:
     agreement = None
-    if problem_type != "regression":
-        predictions = [compute_predictions(values.numpy(), problem_type) for values in (expected, logits)]
-        agreement = float(np.mean([np.array_equal(a, b) for a, b in zip(*predictions, strict=True)]))
+    if problem_type != REGRESSION:
+        chosen = [v >= 0 if problem_type == MULTI else v.argmax(-1, keepdim=True) for v in (expected, logits)]
+        agreement = (chosen[0] == chosen[1]).all(-1).double().mean().item()
     difference, spread = float((expected - logits).abs().max()), float(expected.std())
     return MergeReport(difference, spread, agreement, len(expected))

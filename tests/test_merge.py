@@ -6,14 +6,16 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import hftl
 from hftl import cli
-from hftl.config import ModelArguments
+from hftl.config import ModelArguments, parse_args
 from hftl.errors import UserError
-from hftl.merge import fold_adapter, merge_run
+from hftl.merge import _list_logits, fold_adapter, merge_run
 from hftl.models.adapters import ADAPTERS
 from hftl.models.head import head_modules
 from hftl.models.modes import MODES
 from hftl.records import read_predictions
+from hftl.run import run
 from tests import tiny
 from tests.adapter_matrix import build_batch, train_steps
 from tests.networks import build_network
@@ -58,12 +60,43 @@ def test_what_is_merged_is_a_plain_checkpoint_with_the_answers_of_the_run(train,
     stored = read_predictions(folder)["probabilities"]
     torch.testing.assert_close(logits.softmax(-1).numpy(), stored, atol=1e-5, rtol=0)
     report = json.loads((tmp_path / "whole" / "merge.json").read_text())
-    assert report["agreement"] == 1.0 and report["max_difference"] < 1e-4 and report["num_rows"] == 5
+    assert report["agreement"] == 1.0 and report["max_difference"] < 1e-4 and report["num_answers"] == 5
     assert not list((tmp_path / "whole").glob("adapter*"))
 
 
+def test_a_language_model_is_merged_and_writes_the_same_text(tmp_path, capsys):
+    tiny.write_tiny_llama(tmp_path / "llama")
+    words = ["--task", "causal-lm", "--model_name_or_path", f"{tmp_path}/llama", "--use_cpu", "--max_steps", "3"]
+    for split, n in (("train", 24), ("validation", 6), ("test", 6)):
+        words += [f"--{split}_file", str(tiny.write_jsonl(tmp_path / f"{split}.jsonl", tiny.make_completions(n)))]
+    run(parse_args([*words, "--learning_rate", "0.05", "--output_dir", f"{tmp_path}/run"], mode="peft"))
+    assert cli.main(["merge", f"{tmp_path}/run", f"{tmp_path}/whole"]) == 0
+    assert "the same prediction for 100.00%" in capsys.readouterr().out
+    prompts = [row["prompt"] for row in tiny.make_completions(4, seed=2)]
+    texts = {
+        name: [row["completion"] for row in hftl.load(f"{tmp_path}/{name}").predict(prompts)]
+        for name in ("run", "whole", "llama")
+    }
+    assert texts["run"] == texts["whole"] != texts["llama"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "batch", "expected"),
+    [
+        ({"logits": torch.arange(6.0).view(2, 3)}, {}, [[0, 1, 2], [3, 4, 5]]),
+        ({"logits": torch.arange(8.0).view(2, 2, 2)}, {"attention_mask": torch.tensor([[1, 0], [1, 1]])},
+         [[0, 1], [4, 5], [6, 7]]),
+        ({"logits": torch.arange(4.0).view(1, 2, 1, 2)}, {}, [[0, 2], [1, 3]]),
+        ({"start_logits": torch.tensor([[1.0, 2]]), "end_logits": torch.tensor([[3.0, 4]])},
+         {"attention_mask": torch.tensor([[1, 0]])}, [[1, 3]]),
+    ],
+)  # fmt: skip
+def test_every_kind_of_answer_is_compared_without_the_padding(outputs, batch, expected):
+    assert _list_logits(outputs, batch).tolist() == expected
+
+
 def test_a_merge_that_changes_the_network_is_refused_and_leaves_nothing(train, tmp_path):
-    with pytest.raises(UserError, match="The merged network is another one, so nothing was written. 5 rows"):
+    with pytest.raises(UserError, match="is another one, so nothing was written. 5 answers to real rows"):
         merge_run(train("peft"), tmp_path / "whole", tolerance=0.0)
     assert not list(tmp_path.iterdir())
 
