@@ -53,6 +53,7 @@ from hftl.tasks.base import Task, count_tokens
 from hftl.trainer import FineTuningTrainer
 
 LOADER_WORKERS = {"image": 8, "text": 2, "language": 2}  # on CUDA: an image is augmented, a text only padded
+MIN_ROOM = 8  # tokens of a text, below which there is nothing to read
 SHARED_MEMORY_BYTES = 2**31  # 8 workers with two batches each of 128 images of 224 px are 1.2 GB
 
 
@@ -163,7 +164,36 @@ def check_model(args: Arguments, task: Task) -> None:
 def load_processor(args: Arguments, task: Task, examples: Examples) -> Any:
     """The checkpoint's tokenizer or image processor, or a tokenizer made from the train rows."""
     processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
-    return task.fit_processor(processor, examples.splits["train"], args.data)
+    processor = task.fit_processor(processor, examples.splits["train"], args.data)
+    adapter = adapter_of(args.model)
+    if adapter is not None and adapter.is_prompt:
+        leave_room(processor, read_config(args.model, task), args)
+    return processor
+
+
+def leave_room(tokenizer: Any, config: Any, args: Arguments) -> None:
+    """Let a text end earlier where virtual tokens take some of the positions that the network knows.
+
+    Raises:
+        UserError: with them `--max_length` is too long, or hardly anything is left.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not positions or positions < 0:  # relative positions: any number
+        return
+    positions = min(positions, tokenizer.init_kwargs.get("model_max_length", positions))
+    virtual = args.model.num_virtual_tokens
+    room = positions - virtual
+    if room < MIN_ROOM:
+        raise UserError(
+            f"{args.model.model_name_or_path} has {positions} positions, of which {virtual} virtual tokens "
+            f"(--num_virtual_tokens) leave {max(0, room)} for a text. Give fewer."
+        )
+    if args.data.max_length and args.data.max_length > room:
+        raise UserError(
+            f"--max_length is {args.data.max_length}, but of the {positions} positions of "
+            f"{args.model.model_name_or_path} {virtual} go to virtual tokens. Give --max_length {room} or less."
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, room)
 
 
 def check_arguments(args: Arguments) -> None:

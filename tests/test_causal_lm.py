@@ -14,7 +14,7 @@ from hftl.data.tokens import encode_chat, encode_completion, encode_text, mark_t
 from hftl.errors import UserError
 from hftl.records import RunRecord, read_predictions
 from hftl.run import run
-from hftl.tasks.causal_lm import TokenCollator, keeps_rows_apart
+from hftl.tasks.causal_lm import TokenCollator, _write_on, keeps_rows_apart
 from tests import tiny
 
 MODES = ("full", "peft", "scratch", "zero-shot")
@@ -203,6 +203,35 @@ def test_a_wrong_setting_is_said_before_training(flags, message, train, tmp_path
     with pytest.raises(UserError, match=message):
         train("full", *flags)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--max_length", "50"], "of the 64 positions of .* 20 go to virtual tokens. Give --max_length 44 or less"),
+        (["--num_virtual_tokens", "60"], "60 virtual tokens .--num_virtual_tokens. leave 4 for a text. Give fewer"),
+    ],
+)
+def test_virtual_tokens_take_positions_from_the_text(flags, message, train):
+    with pytest.raises(UserError, match=message):
+        train("peft", "--adapter", "prompt", *flags)
+
+
+@pytest.mark.parametrize("adapter", ["prompt", "prefix", "p-tuning"])
+def test_a_long_text_leaves_room_for_virtual_tokens(adapter, train):
+    _, run_folder = train("peft", "--adapter", adapter, data="text.jsonl")
+    assert transformers.AutoTokenizer.from_pretrained(run_folder).model_max_length == 44
+
+
+def test_a_prompt_as_long_as_the_network_reads_loses_its_beginning(folder, tokenizer):
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=len(tokenizer))
+    network = transformers.GPT2LMHeadModel(config).eval()  # it has no 17th position
+    ids = torch.arange(20, 36)[None]
+    whole, end = (
+        _write_on(network, {"input_ids": part, "attention_mask": torch.ones_like(part)}, tokenizer, 5)
+        for part in (ids, ids[:, 5:])
+    )
+    assert torch.equal(whole, end) and whole.shape == (1, 5)
 
 
 def test_modes_and_baselines_of_labels_are_refused(train):

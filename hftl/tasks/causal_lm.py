@@ -5,6 +5,8 @@ What is learnt is marked token by token: by default a completion, or the assista
 
 import hashlib
 import logging
+import sys
+import warnings
 from typing import Any
 
 import datasets
@@ -196,12 +198,27 @@ class CausalLM(Task):
 
 
 def _write_on(network: Any, batch: dict[str, torch.Tensor], processor: Any, max_new_tokens: int) -> torch.Tensor:
-    """The new tokens alone, [B, T], word by most probable word; shorter rows are filled."""
+    """The new tokens alone, [B, T], word by most probable word; shorter rows are filled.
+
+    A prompt loses its beginning where it would leave no position for what is to be written.
+    """
+    positions = _count_positions(network)
+    max_new_tokens = min(max_new_tokens, max(1, positions // 2))
+    batch = {name: values[:, -(positions - max_new_tokens) :] for name, values in batch.items()}  # padded on the left
     ends = {"eos_token_id": processor.eos_token_id, "pad_token_id": processor.pad_token_id}
-    written = network.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens, **ends)
+    with warnings.catch_warnings():  # peft drops the positions that `generate` hands on, and counts its own
+        warnings.filterwarnings("ignore", "Position ids are not supported for parameter efficient tuning")
+        written = network.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens, **ends)
     # peft's prompt methods give the written tokens alone.
     width = batch["input_ids"].shape[1]
     return written[:, width:] if torch.equal(written[:, :width], batch["input_ids"]) else written
+
+
+def _count_positions(network: Any) -> int:
+    """How many tokens a network can look at, without those that an adapter puts in front."""
+    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    adapters = getattr(network, "peft_config", None) or {}
+    return positions - sum(getattr(config, "num_virtual_tokens", None) or 0 for config in adapters.values())
 
 
 _COLUMNS = ("row_id", "input_ids", "labels", "length", "num_learnt", "num_bytes", "is_cut")
