@@ -49,6 +49,7 @@ RUNS = (
     "inference.predict",
     "inference.evaluation",
     "inference.export",
+    "settings",
     "hub",
     "run",
     "resuming.verify",
@@ -61,7 +62,19 @@ MAY_IMPORT["inference.export"] |= {"compare.stats"}
 MAY_IMPORT["inference.evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files
 MAY_IMPORT["resuming.identity"] |= {"yaml_file"}  # the configuration of the run that it goes on with
 # A comparison plans runs and reads their records; how a run works it does not know.
-STUDIES = {*BASE, "run", "baselines", "examples", "metrics", "cost", "tasks", "yaml_file", "data.subsets", "data.load"}
+STUDIES = {
+    *BASE,
+    "run",
+    "settings",
+    "baselines",
+    "examples",
+    "metrics",
+    "cost",
+    "tasks",
+    "yaml_file",
+    "data.subsets",
+    "data.load",
+}
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
 STUDIES |= {"allocator"}  # a worker runs many cells
 STUDIES |= {"api"}  # of `compare` itself, which can be called; no module below it imports it

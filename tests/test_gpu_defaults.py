@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 from hftl import config
 from hftl.config import parse_args
 from hftl.models.modes import MODES
-from hftl.run import describe_precision, loader_defaults, set_defaults
+from hftl.settings import describe_precision, loader_defaults, set_defaults
 from hftl.tasks import build_task
 from tests.networks import build_network
 
@@ -99,7 +99,7 @@ def test_a_flag_of_the_yaml_file_counts_as_a_choice(tmp_path, monkeypatch):
 )
 def test_loader_processes_follow_the_machine(modality, cores, processes, free, expected, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
-    monkeypatch.setattr("hftl.run.shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr("hftl.settings.shutil.disk_usage", lambda path: SimpleNamespace(free=free))
     monkeypatch.setattr(os.path, "isdir", lambda path: True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     found = loader_defaults(SimpleNamespace(device=torch.device("cuda")), modality)

@@ -20,7 +20,7 @@ from hftl.cost.ledger import Ledger
 from hftl.errors import TrainingDiverged, UserError
 from hftl.models.head import head_modules
 from hftl.models.modes import MODES
-from hftl.run import set_defaults
+from hftl.settings import set_defaults
 from hftl.tasks import build_task
 from hftl.tasks.image_classification import ImageCollator
 from hftl.tasks.text_classification import TextCollator

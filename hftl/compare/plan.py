@@ -22,7 +22,7 @@ from hftl.examples import load_rows
 from hftl.metrics import PROBLEM_METRICS
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.models.modes import BATCH_SIZE, MODES, Schedule
-from hftl.run import check_arguments, check_model
+from hftl.settings import check_arguments, check_model
 from hftl.tasks import build_task
 from hftl.yaml_file import as_words
 

@@ -15,7 +15,8 @@ from hftl.config import parse_args
 from hftl.errors import PublishError, UserError
 from hftl.hub import upload
 from hftl.hub.push import Publication, push_run, take_publication
-from hftl.run import check_arguments, run
+from hftl.run import run
+from hftl.settings import check_arguments
 from tests.hub.conftest import list_flags
 from tests.hub_server import Fault
 
