@@ -1,0 +1,168 @@
+"""Do the settings of a run go together, and what does it take where the user left something open?"""
+
+import os
+import shutil
+import sys
+from typing import Any
+
+import transformers
+from torch import nn
+
+from hftl.config import Arguments
+from hftl.errors import UserError
+from hftl.metrics import greater_is_better
+from hftl.models.adapters import adapter_of
+from hftl.models.load import read_config
+from hftl.models.modes import BATCH_SIZE, Mode, describe_schedule, find_mode
+from hftl.models.quantization import check_quantization
+from hftl.records import count_cores
+from hftl.resuming.identity import check_checkpoint
+from hftl.run_folder import check_run_folder, resolve_checkpoint
+from hftl.tasks import TASKS
+from hftl.tasks.base import Task
+
+LOADER_WORKERS = {"image": 8, "text": 2, "language": 2}  # on CUDA: an image is augmented, a text only padded
+MIN_ROOM = 8  # tokens of a text, below which there is nothing to read
+SHARED_MEMORY_BYTES = 2**31  # 8 workers with two batches each of 128 images of 224 px are 1.2 GB
+
+
+def check_arguments(args: Arguments) -> None:
+    """Refuse what would fail, or silently be ignored, later."""
+    if not args.model.model_name_or_path:
+        raise UserError("Give --model_name_or_path: a Hub id, a folder, or bundled:minilm-l6.")
+    if args.model.config_overrides and args.model.mode != "scratch":
+        raise UserError("--config_overrides changes the network, so it works with --mode scratch only.")
+    check_quantization(args.model)
+    if args.data.tokenizer_vocab_size and args.model.mode != "scratch":
+        raise UserError(
+            "--tokenizer_vocab_size makes other tokens than the checkpoint knows; it needs --mode scratch."
+        )
+    _check_task_flags(args)
+    if args.model.freeze_layers and args.model.mode != "full":
+        raise UserError("--freeze_layers is for --mode full: the other modes freeze all of the body, or nothing.")
+    if args.model.head_init == "random" and args.model.mode == "probe":
+        raise UserError("--mode probe is a head fitted on features; --head_init random does not apply to it.")
+    if args.model.dtype != "float32" and args.model.mode in ("full", "scratch"):
+        raise UserError(
+            f"--dtype {args.model.dtype} is for weights that stay frozen (peft, probe). "
+            "For mixed precision with float32 weights give --bf16."
+        )
+    if args.training.train_sampling_strategy == "batch_rebalance":
+        raise UserError("--train_sampling_strategy batch_rebalance is not available; group_by_length is.")
+    if args.training.n_gpu > 1:
+        raise UserError(
+            f"{args.training.n_gpu} GPUs are visible to one process. Start one process each, with `accelerate launch` "
+            "or --accelerate_config accelerate_configs/multi_gpu.yaml, or show one with CUDA_VISIBLE_DEVICES=0."
+        )
+    if args.model.early_stopping_patience and not args.training.load_best_model_at_end:
+        raise UserError(
+            "--early_stopping_patience keeps the best of several evaluations: add --load_best_model_at_end "
+            "--eval_strategy steps --eval_steps 0.1 --save_strategy steps --save_steps 0.1."
+        )
+    if args.training.auto_find_batch_size:
+        raise UserError(
+            "--auto_find_batch_size restarts with already trained weights (transformers 5.23). "
+            "Choose --per_device_train_batch_size and --gradient_accumulation_steps."
+        )
+    is_auto = (args.training.resume_from_checkpoint or "").lower() == "auto"
+    resolve_checkpoint(args)
+    if "output_dir" in args.given:
+        check_run_folder(args.training, is_auto=is_auto)
+    check_checkpoint(args)
+    metric = args.training.metric_for_best_model
+    if metric and args.training.greater_is_better is None and metric.removeprefix("eval_") != "loss":
+        args.training.greater_is_better = greater_is_better(metric.removeprefix("eval_"))
+
+
+def _check_task_flags(args: Arguments) -> None:
+    """A flag that only another task reads would be ignored."""
+    for task in TASKS.values():
+        for flag in task.flags:
+            if flag in args.given and flag not in TASKS[args.data.task].flags:
+                raise UserError(f"--{flag} is for --task {task.name}; this is {args.data.task}.")
+
+
+def check_model(args: Arguments, task: Task) -> None:
+    """Find a wrong name, or an adapter that this network cannot have, before data or weights are read."""
+    mode = find_mode(args.model.mode)
+    if args.model.mode not in task.modes:
+        raise UserError(f"--mode {args.model.mode} does not fit {task.name}; what does: {', '.join(task.modes)}.")
+    mode.check(args.model, read_config(args.model, task), task)
+
+
+def leave_room(tokenizer: Any, config: Any, args: Arguments) -> None:
+    """Let a text end earlier where virtual tokens take some of the positions that the network knows.
+
+    Raises:
+        UserError: with them `--max_length` is too long, or hardly anything is left.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not positions or positions < 0:  # relative positions: any number
+        return
+    positions = min(positions, tokenizer.init_kwargs.get("model_max_length", positions))
+    virtual = args.model.num_virtual_tokens
+    room = positions - virtual
+    if room < MIN_ROOM:
+        raise UserError(
+            f"{args.model.model_name_or_path} has {positions} positions, of which {virtual} virtual tokens "
+            f"(--num_virtual_tokens) leave {max(0, room)} for a text. Give fewer."
+        )
+    if args.data.max_length and args.data.max_length > room:
+        raise UserError(
+            f"--max_length is {args.data.max_length}, but of the {positions} positions of "
+            f"{args.model.model_name_or_path} {virtual} go to virtual tokens. Give --max_length {room} or less."
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, room)
+
+
+def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, num_train_examples: int) -> None:
+    """Fill what the user left open: batch sizes, then the schedule of the mode for this network and data size."""
+    training = args.training
+    args.set_defaults(
+        {
+            "per_device_train_batch_size": max(
+                1, BATCH_SIZE // (training.world_size * training.gradient_accumulation_steps)
+            ),
+            "per_device_eval_batch_size": task.eval_batch_size,
+            "train_sampling_strategy": "random" if task.modality == "image" else "group_by_length",
+            "logging_steps": 50.0,
+            "logging_nan_inf_filter": False,  # the stock default logs a NaN loss as 0 and trains on
+            "ddp_find_unused_parameters": False,
+            "save_strategy": "no",
+            "disable_tqdm": not sys.stderr.isatty(),
+            **loader_defaults(training, task.modality),
+        }
+    )
+    batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    schedule = mode.defaults(
+        describe_schedule(network, task.modality, num_train_examples, batch_size, adapter=args.model.adapter)
+    )
+    if "num_train_epochs" in args.given:
+        schedule.pop("max_steps", None)
+    args.set_defaults(schedule)
+
+
+def loader_defaults(training: transformers.TrainingArguments, modality: str) -> dict[str, Any]:
+    """Processes that make the next batches while a GPU computes; none on a CPU, whose cores they would take.
+
+    They hand batches over in shared memory, of which a container may have next to none.
+    """
+    if training.device.type != "cuda":
+        return {}
+    share = count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    has_room = not os.path.isdir("/dev/shm") or shutil.disk_usage("/dev/shm").free >= SHARED_MEMORY_BYTES
+    workers = max(0, min(LOADER_WORKERS[modality], share - 1)) if has_room else 0
+    return {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
+
+
+def describe_precision(training: transformers.TrainingArguments) -> str:
+    """What products are computed in while training; the trained weights are float32."""
+    return {"bf16": "bfloat16 autocast", "fp16": "float16 autocast"}.get(training.mixed_precision, "float32")
+
+
+def choose_head_rate(args: Arguments) -> float | None:
+    """That of the flag, or the adapter's own where the run has the adapter's own rate; None: the rate of the rest."""
+    adapter = adapter_of(args.model)
+    if args.model.head_learning_rate or adapter is None or "learning_rate" in args.given:
+        return args.model.head_learning_rate
+    return adapter.head_learning_rate
