@@ -36,6 +36,7 @@ verbs:
   adapters list the methods of --mode peft
   predict  MODEL INPUT: answer rows of a file, a folder, a data set or the standard input
   evaluate MODEL DATA: the metrics of a trained model on data with labels, with intervals, beside those of its run
+  demo     MODEL [MODEL2]: a page on this machine to try a model by hand, or two beside each other
   export   MODEL OUT: a text or image classifier as ONNX, checked against it on real rows; --quantize int8
   push     RUN --repo_id ORG/NAME: publish a run, after a fresh process has loaded it and found the same answers
   merge    RUN OUT: fold the adapter of a run into the weights, check that the answers stay, leave a plain checkpoint
@@ -359,6 +360,22 @@ def evaluate(argv: list[str]) -> None:
         print(f"saved in {options.output_file}")
 
 
+def demo(argv: list[str]) -> None:
+    """`hftl demo MODEL [MODEL2]`: a page, on this machine alone, to try one model or two side by side."""
+    parser = _Parser(prog="hftl demo", description=demo.__doc__, allow_abbrev=False)
+    parser.add_argument("model", help="run folder, checkpoint or adapter folder, Hub id, or bundled:NAME")
+    parser.add_argument("model2", nargs="?", help="another that reads the same kind of input")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    options = parser.parse_args(argv)
+    _prepare_libraries()
+    from hftl.inference.demo import Demo
+    from hftl.inference.predictor import load
+
+    page = Demo([load(model) for model in (options.model, options.model2) if model], port=options.port)
+    print(f"{page.url} (Ctrl-C stops it)", flush=True)
+    page.wait()
+
+
 def export(argv: list[str]) -> None:
     """`hftl export MODEL OUT`: a text or image classifier as ONNX, measured against the network on real rows."""
     parser = _Parser(prog="hftl export", description=export.__doc__, allow_abbrev=False)
@@ -555,6 +572,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "adapters": adapters,
     "predict": predict,
     "evaluate": evaluate,
+    "demo": demo,
     "export": export,
     "merge": merge,
     "push": push,

@@ -48,6 +48,7 @@ RUNS = (
     "inference.predictor",
     "inference.predict",
     "inference.evaluation",
+    "inference.demo",
     "inference.export",
     "settings",
     "hub",
@@ -93,10 +94,11 @@ ONLY_IMPORTER = {
     "bitsandbytes": {"models"},
     "psutil": {"cost", "cli"},
     "onnxruntime": {"inference.export"},
+    "gradio": {"inference.demo"},
 }
 MUST_NOT_IMPORT = {"report": {"torch", "transformers"}, "tasks": {"peft"}, "data": {"transformers", "peft"}}
 OPTIONAL = {"bitsandbytes", "deepspeed", "ray"}  # extras, imported where they are asked for
-OPTIONAL |= {"onnx", "onnxruntime", "onnxscript"}
+OPTIONAL |= {"onnx", "onnxruntime", "onnxscript", "gradio"}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "manager", "engine", "core"}
 MAX_FUNCTION_LINES = 100
 
