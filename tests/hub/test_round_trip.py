@@ -4,8 +4,10 @@ It runs the code of the card as pasted and answers every test row; the predictio
 """
 
 import json
+import site
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from tests.hub_server import serve
 
 pytestmark = pytest.mark.slow
 MODES = ("full", "peft", "scratch", "probe")
+LAUNCHED = "text-launched"
+ROOT = Path(__file__).parents[2]
 RUNS = [f"{modality}-{mode}" for modality in ("text", "image") for mode in MODES] + ["lm-peft", "text-local"]
 
 TRAIN = """
@@ -34,10 +38,12 @@ RELOAD = """
 import io, json, re, sys
 import torch
 from contextlib import redirect_stdout
-from huggingface_hub import hf_hub_download
+from huggingface_hub import file_exists, hf_hub_download, metadata_load
+from importlib.util import find_spec
 from PIL import Image
+from transformers import pipeline
 
-assert "hftl" not in sys.modules
+assert find_spec("hftl") is None
 for line in sys.stdin:
     name, rows = json.loads(line)
     card = open(hf_hub_download(name, "README.md"), encoding="utf-8").read()
@@ -53,7 +59,20 @@ for line in sys.stdin:
             else:
                 inputs = processor(row, truncation=True, return_tensors="pt")
             logits.append(model(**inputs).logits[0].tolist())
-    print(json.dumps({"name": name, "logits": logits, "printed": printed.getvalue().strip()}))
+    found = {"name": name, "logits": logits, "printed": printed.getvalue().strip()}
+    kind = metadata_load(hf_hub_download(name, "README.md"))["pipeline_tag"]
+    part = "image_processor" if kind == "image-classification" else "tokenizer"
+    # By name for whole models. Of an adapter transformers 5.23 takes the base with the labels and the newest weights of
+    # the base, whatever the adapter says, so it gets what the code of the card has loaded.
+    is_whole = file_exists(name, "model.safetensors")
+    chosen = {"model": name} if is_whole else {"model": model, part: processor}
+    pipe = pipeline(kind, device="cpu", **chosen)
+    if kind == "text-generation":
+        found["pipeline"] = [pipe(row, do_sample=False, max_new_tokens=4)[0]["generated_text"] for row in rows]
+    else:
+        answers = [pipe(row, top_k=3) for row in rows]
+        found["pipeline"] = [{entry["label"]: entry["score"] for entry in answer} for answer in answers]
+    print(json.dumps(found))
 """
 
 
@@ -82,11 +101,12 @@ def trip(tmp_path_factory):
         # A base at another commit would give other answers: the pinned one must be the one that others get.
         tiny.write_tiny_bert(folder / "other", seed=9)
         api.upload_folder(repo_id="org/bert", folder_path=folder / "other")
+        launch(folder, environment)
         environment = hub.client_environment(folder / "reader", hub.token)
         del environment["PYTHONPATH"]
         rows = {"text": texts, "image": list(map(str, photos)), "lm": ["cat is:"]}
-        asked = "".join(json.dumps([f"org/{name}-run", rows[name.split("-")[0]]]) + "\n" for name in RUNS)
-        lines = run_process(RELOAD, asked, environment, folder).splitlines()
+        asked = "".join(json.dumps([f"org/{name}-run", rows[name.split("-")[0]]]) + "\n" for name in [*RUNS, LAUNCHED])
+        lines = run_process(RELOAD, asked, environment, folder, python=make_reader(folder)).splitlines()
         answers = [json.loads(line) for line in lines if line.startswith('{"name"')]
         yield {answer["name"].split("/")[1].removesuffix("-run"): answer for answer in answers}, folder, hub
 
@@ -105,8 +125,32 @@ def list_words(name: str, folder: Path) -> list[str]:
     return [*words, "--push_to_hub", "--hub_model_id", f"org/{name}-run"]
 
 
-def run_process(code: str, stdin: str, environment: dict[str, str], folder: Path) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", code]
+def launch(folder: Path, environment: dict[str, str]) -> None:
+    """The recipe as a user launches it."""
+    words = list_words("text-peft", folder)[3:]
+    words[words.index("--output_dir") + 1] = str(folder / "runs" / LAUNCHED)
+    words[-1] = f"org/{LAUNCHED}-run"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += [str(ROOT / "recipes" / "lora.py"), *words]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+def make_reader(folder: Path) -> Path:
+    """The interpreter of an environment with the packages of this one, but without hftl."""
+    venv.create(folder / "reader-env", symlinks=True)
+    (packages,) = (folder / "reader-env" / "lib").glob("python*/site-packages")
+    for path in Path(site.getsitepackages()[0]).iterdir():
+        if "hftl" not in path.name and not path.name.startswith("__editable__"):
+            (packages / path.name).symlink_to(path)
+    return folder / "reader-env" / "bin" / "python"
+
+
+def run_process(
+    code: str, stdin: str, environment: dict[str, str], folder: Path, python: Path = Path(sys.executable)
+) -> str:
+    command = [str(python), "-W", "ignore", "-c", code]
     done = subprocess.run(
         command, input=stdin, env=environment, cwd=folder, capture_output=True, text=True, timeout=600
     )
@@ -114,7 +158,7 @@ def run_process(code: str, stdin: str, environment: dict[str, str], folder: Path
     return done.stdout
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("lm")])
+@pytest.mark.parametrize("name", [name for name in [*RUNS, LAUNCHED] if not name.startswith("lm")])
 def test_others_get_the_predictions_that_the_run_stored(trip, name):
     answers, folder, _ = trip
     stored = read_predictions(folder / "runs" / name)
@@ -122,6 +166,20 @@ def test_others_get_the_predictions_that_the_run_stored(trip, name):
     probabilities = compute_probabilities(logits, "single_label_classification")
     np.testing.assert_allclose(probabilities, stored["probabilities"], atol=2e-5)
     assert (probabilities.argmax(-1) == stored["prediction"]).all()
+
+
+@pytest.mark.parametrize("name", [name for name in [*RUNS, LAUNCHED] if not name.startswith("lm")])
+def test_a_pipeline_of_the_repository_gives_the_same_probabilities(trip, name):
+    answers, folder, _ = trip
+    probabilities = compute_probabilities(np.asarray(answers[name]["logits"]), "single_label_classification")
+    labels = RunRecord.read(folder / "runs" / name).data["label_names"]
+    for row, found in zip(probabilities, answers[name]["pipeline"], strict=True):
+        assert found == pytest.approx(dict(zip(labels, row.tolist(), strict=True)), abs=2e-5)
+
+
+def test_a_pipeline_of_a_language_model_goes_on_with_the_text(trip):
+    (text,) = trip[0]["lm-peft"]["pipeline"]
+    assert text.startswith("cat is:") and len(text) > len("cat is:")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -144,6 +202,6 @@ def test_an_adapter_names_its_base_with_the_commit_that_it_was_tuned_on(trip):
 def test_every_pushed_repository_is_private_and_holds_no_rows(trip):
     _, _, hub = trip
     pushed = {name: repo for name, repo in hub.repos.items() if name.endswith(("-run", "-base"))}
-    assert len(pushed) == len(RUNS) + 1 and all(repo.is_private for repo in pushed.values())
+    assert len(pushed) == len(RUNS) + 2 and all(repo.is_private for repo in pushed.values())
     files = {file for repo in pushed.values() for file in repo.find("main").files}
     assert not [file for file in files if file.endswith((".parquet", ".yaml", ".bin")) or file == "run.json"]
