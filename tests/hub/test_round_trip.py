@@ -62,8 +62,8 @@ for line in sys.stdin:
     found = {"name": name, "logits": logits, "printed": printed.getvalue().strip()}
     kind = metadata_load(hf_hub_download(name, "README.md"))["pipeline_tag"]
     part = "image_processor" if kind == "image-classification" else "tokenizer"
-    # By name for whole models. Of an adapter transformers 5.23 takes the base with the labels and the newest weights of
-    # the base, whatever the adapter says, so it gets what the code of the card has loaded.
+    # By name for whole models. For the name of an adapter transformers 5.23 takes the labels and the newest weights of
+    # the base, whatever the adapter says, so the pipeline gets what the code of the card has loaded.
     is_whole = file_exists(name, "model.safetensors")
     chosen = {"model": name} if is_whole else {"model": model, part: processor}
     pipe = pipeline(kind, device="cpu", **chosen)
