@@ -106,10 +106,13 @@ class Baseline:
     has_network: bool = False
 
 
-def find_baseline(name: str | None, modality: str) -> Baseline:
-    """The baseline of that name, which must be able to read `modality`."""
+def find_baseline(name: str | None, task: Task) -> Baseline:
+    """The baseline of that name, which must be able to answer the task."""
+    modality = task.modality
     if name not in BASELINES:
         raise unknown_name("baseline", str(name), BASELINES)
+    if not task.has_baselines and modality in BASELINES[name].modalities:
+        raise UserError(f"The baseline {name!r} is for rows with labels; {task.name} has none.")
     if modality not in BASELINES[name].modalities:
         fitting = [other for other, baseline in BASELINES.items() if modality in baseline.modalities]
         raise UserError(
@@ -137,7 +140,7 @@ def run_baseline(args: Arguments, *, started: float | None = None) -> RunRecord:
     ledger = Ledger(started)
     with ledger.bucket("startup"):
         task = build_task(args.data.task)
-        baseline = find_baseline(args.model.mode, task.modality)
+        baseline = find_baseline(args.model.mode, task)
         _check_arguments(args, baseline, task)
         transformers.set_seed(args.training.seed)  # a pooling layer that the checkpoint lacks is drawn as in a run
         with args.training.main_process_first():

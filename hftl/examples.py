@@ -28,9 +28,11 @@ class Examples:
     labels: LabelInfo
     audit: AuditReport
     fingerprints: dict[str, str]
+    targets: tuple[str, ...] = ("label",)
 
     def describe(self, source: str) -> dict[str, Any]:
         """The `data` part of a run record."""
+        no_inputs = ("row_id", "group", *self.targets)
         sizes = {f"num_{split}_examples": len(rows) for split, rows in self.splits.items()}
         return {
             "source": source,
@@ -38,7 +40,7 @@ class Examples:
             "fingerprints": self.fingerprints,
             "problem_type": self.labels.problem_type,
             "label_names": list(self.labels.names),
-            "inputs": [name for name in self.splits["train"].column_names if name not in ("row_id", "label")],
+            "inputs": [name for name in self.splits["train"].column_names if name not in no_inputs],
             "audit": self.audit.as_dict(),
             **sizes,
         }
@@ -65,18 +67,21 @@ def load_examples(args: DataArguments, task: Task, seed: int, *, is_thorough: bo
     if args.on_bad_rows == "skip" or "drop" in policies.values():
         # Before the subsets, which would end up smaller than asked for otherwise.
         silent = {kind: policy if policy == "drop" else "note" for kind, policy in policies.items()}
-        splits, first = audit(splits, labels, task.modality, args.on_bad_rows, silent)
+        splits, first = audit(splits, labels, task.modality, args.on_bad_rows, silent, find_faults=task.find_faults)
         bad_rows, dropped = first.bad_rows, [finding for finding in first.findings if finding.num_dropped]
     splits = take_subsets(splits, args, seed, labels.names)
     if not args.evaluate_test:
         splits.pop("test", None)
-    splits, report = audit(splits, labels, task.modality, "error", policies, is_thorough=is_thorough)
+    splits, report = audit(
+        splits, labels, task.modality, "error", policies, is_thorough=is_thorough, find_faults=task.find_faults
+    )
     report = replace(report, bad_rows=bad_rows or report.bad_rows, findings=dropped + report.findings)
     if "test" in splits and labels.problem_type == SINGLE:
         difference = minimum_detectable_difference(len(splits["test"]), EXPECTED_DISAGREEMENT)
         report = replace(report, detectable_difference=difference)
         _add_finding(report, find_small_test(len(splits["test"]), difference), policies)
-    return Examples(splits, labels, report, {name: compute_fingerprint(rows) for name, rows in splits.items()})
+    fingerprints = {name: compute_fingerprint(rows) for name, rows in splits.items()}
+    return Examples(splits, labels, report, fingerprints, task.targets)
 
 
 def audit_lengths(examples: Examples, described: dict[str, Any], args: DataArguments) -> None:

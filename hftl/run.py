@@ -42,6 +42,7 @@ from hftl.run_folder import (
 )
 from hftl.settings import (
     check_arguments,
+    check_best_metric,
     check_model,
     choose_head_rate,
     describe_precision,
@@ -89,6 +90,7 @@ def run(
         with args.training.main_process_first():
             check_model(args, task)
             examples = load_examples(args.data, task, args.training.seed)
+            check_best_metric(args, examples.labels.problem_type)
             processor = load_processor(args, task, examples)
             rows = prepare_examples(examples, task, processor, args.data)
             described = task.describe_rows(rows, processor, args.data)

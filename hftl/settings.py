@@ -9,8 +9,7 @@ import transformers
 from torch import nn
 
 from hftl.config import Arguments
-from hftl.errors import UserError
-from hftl.metrics import greater_is_better
+from hftl.errors import UserError, unknown_name
 from hftl.models.adapters import adapter_of
 from hftl.models.load import read_config
 from hftl.models.modes import BATCH_SIZE, Mode, describe_schedule, find_mode
@@ -18,7 +17,7 @@ from hftl.models.quantization import check_quantization
 from hftl.records import count_cores
 from hftl.resuming.identity import check_checkpoint
 from hftl.run_folder import check_run_folder, resolve_checkpoint
-from hftl.tasks import TASKS
+from hftl.tasks import TASKS, scores_of
 from hftl.tasks.base import Task
 
 LOADER_WORKERS = {"image": 8, "text": 2, "language": 2}  # on CUDA: an image is augmented, a text only padded
@@ -69,9 +68,23 @@ def check_arguments(args: Arguments) -> None:
     if "output_dir" in args.given:
         check_run_folder(args.training, is_auto=is_auto)
     check_checkpoint(args)
-    metric = args.training.metric_for_best_model
-    if metric and args.training.greater_is_better is None and metric.removeprefix("eval_") != "loss":
-        args.training.greater_is_better = greater_is_better(metric.removeprefix("eval_"))
+
+
+def check_best_metric(args: Arguments, problem_type: str) -> None:
+    """The metric that chooses the best checkpoint must be one of the task's, and has its direction.
+
+    The stock default takes every name that does not end in "loss" for one where more is better, such as `mse`.
+
+    Raises:
+        UserError: the task has no such metric.
+    """
+    metric = (args.training.metric_for_best_model or "loss").removeprefix("eval_")
+    if metric == "loss":
+        return
+    if metric not in (scores := scores_of(problem_type)):
+        raise unknown_name("metric in --metric_for_best_model:", metric, ["loss", *scores])
+    if "greater_is_better" not in args.given:
+        args.training.greater_is_better = scores[metric].greater_is_better
 
 
 def _check_task_flags(args: Arguments) -> None:

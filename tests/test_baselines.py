@@ -25,6 +25,7 @@ from hftl.data.labels import MULTI, REGRESSION, SINGLE, LabelInfo
 from hftl.errors import UserError
 from hftl.records import RunRecord, read_predictions
 from hftl.run import run
+from hftl.tasks import build_task
 from tests import tiny
 
 TEXT_BASELINES = tuple(BASELINES)
@@ -449,7 +450,7 @@ def test_tfidf_on_images_names_those_that_fit(folder):
 
 def test_mistakes_are_explained(folder, runs):
     with pytest.raises(UserError, match="Unknown baseline 'tfidg'. Did you mean 'tfidf'"):
-        find_baseline("tfidg", "text")
+        find_baseline("tfidg", build_task("text-classification"))
     with pytest.raises(UserError, match="--model_name_or_path"):
         run_baseline(parse_args([*_flags(folder, "text"), "--output_dir", str(folder / "no")], mode="knn"))
     used = ["--output_dir", str(runs("text", "majority").folder)]

@@ -19,11 +19,10 @@ from hftl.data.load import compute_fingerprint
 from hftl.data.subsets import split_validation
 from hftl.errors import UserError
 from hftl.examples import load_rows
-from hftl.metrics import PROBLEM_METRICS
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.models.modes import BATCH_SIZE, MODES, Schedule
 from hftl.settings import check_arguments, check_model
-from hftl.tasks import build_task
+from hftl.tasks import build_task, scores_of
 from hftl.yaml_file import as_words
 
 
@@ -56,12 +55,14 @@ class DataFacts:
     """What the plan needs to know about the data.
 
     Attributes:
+        task: its name.
         modality: text, image or language.
         num_rows: split -> rows that the ladder draws from (train, validation) or that are read (test).
         class_counts: rows of each class in train; empty unless rows have one class each.
         fingerprint: of all rows.
     """
 
+    task: str
     modality: str
     problem_type: str
     label_names: tuple[str, ...]
@@ -91,6 +92,7 @@ def inspect_data(experiment: Experiment) -> tuple[Experiment, DataFacts]:
     is_single = labels.problem_type == "single_label_classification"
     counts = np.bincount(train["label"][:], minlength=labels.num_labels) if is_single else []
     facts = DataFacts(
+        task=task.name,
         modality=task.modality,
         problem_type=labels.problem_type,
         label_names=labels.names,
@@ -260,14 +262,14 @@ def _largest_rung(experiment: Experiment, facts: DataFacts) -> int:
 
 def _check_fit(experiment: Experiment, facts: DataFacts) -> None:
     """Metric, test set and arms against the data, and each arm's flags by the parser of `hftl train`."""
-    if experiment.metric not in PROBLEM_METRICS[facts.problem_type]:
-        valid = ", ".join(PROBLEM_METRICS[facts.problem_type])
+    if experiment.metric not in (scores := scores_of(facts.problem_type)):
+        valid = ", ".join(scores)
         raise UserError(f"metric is {experiment.metric!r}; for {facts.problem_type} give one of {valid}.")
     load_prices(None, experiment.prices)
     _check_test_set(experiment, facts.num_rows["test"])
     for arm in experiment.arms:
         if arm.mode in BASELINES:
-            baseline = find_baseline(arm.mode, facts.modality)
+            baseline = find_baseline(arm.mode, build_task(facts.task))
             needs_network = baseline.has_network
         else:
             needs_network = True

@@ -31,10 +31,10 @@ from hftl.cost.energy import estimate_energy
 from hftl.cost.ledger import BUCKETS
 from hftl.cost.prices import Prices, load_prices, price_cell
 from hftl.errors import UserError
-from hftl.metrics import greater_is_better, load_metric
+from hftl.metrics import load_metric
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
-from hftl.metrics.rows import ROW_SCORES
 from hftl.records import RunRecord, read_predictions, write_atomically
+from hftl.tasks import greater_is_better, scores_of
 
 
 def _score_predictions(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -158,7 +158,8 @@ class Scores:
     def read(cls, cell: Finished, metric: str) -> "Scores":
         """From the record and the stored predictions, which must agree."""
         score, table = cell.record.metrics["test"][metric], read_predictions(cell.folder)
-        by_row = ROW_SCORES[metric](table) if metric in ROW_SCORES else None
+        compute = scores_of(cell.record.data["problem_type"])[metric].by_row
+        by_row = compute(table) if compute else None
         if by_row is not None and not math.isclose(by_row.mean(), score, rel_tol=1e-4, abs_tol=1e-6):
             raise UserError(
                 f"{cell.folder}: the stored predictions give {metric} {by_row.mean():.6f}, run.json says {score:.6f}. "

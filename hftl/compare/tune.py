@@ -18,8 +18,8 @@ from hftl.compare.campaign import Campaign
 from hftl.compare.experiment import TUNING_SEED, Arm
 from hftl.compare.plan import Cell, build_cell
 from hftl.errors import UserError
-from hftl.metrics import greater_is_better
 from hftl.records import RunRecord
+from hftl.tasks import greater_is_better
 
 logger = logging.getLogger(__name__)
 

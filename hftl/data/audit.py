@@ -6,8 +6,8 @@ record, or dropping rows, always from train. This module must not look at the mo
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
@@ -51,6 +51,7 @@ def audit(
     policies: Mapping[str, str] | None = None,
     *,
     is_thorough: bool = False,
+    find_faults: Callable[[datasets.Dataset, LabelInfo], Iterable[str | None]] | None = None,
 ) -> tuple[datasets.DatasetDict, AuditReport]:
     """Looks at every input once, compares them, and does what the policies say.
 
@@ -61,6 +62,7 @@ def audit(
         on_bad_rows: `error` or `skip`.
         policies: of `parse_policies`.
         is_thorough: look for near duplicates however many rows there are.
+        find_faults: what else makes a row bad, such as a target that does not fit its input.
 
     Raises:
         UserError: bad rows and `on_bad_rows` is `error`, with up to five row ids of each kind and split; a split, or a
@@ -68,6 +70,8 @@ def audit(
     """
     splits = datasets.DatasetDict({split: splits[split] for split in SPLITS if split in splits})
     looks = {split: look_at(rows, split, modality) for split, rows in splits.items()}
+    if find_faults is not None:
+        looks = {split: _add_faults(found, find_faults(splits[split], info)) for split, found in looks.items()}
     bad = {split: _group_by_fault(found) for split, found in looks.items()}
     if any(bad.values()) and on_bad_rows == "error":
         raise UserError(_describe_bad_rows(splits, looks, bad))
@@ -91,6 +95,13 @@ def audit(
         looked_for_near_duplicates=is_searched,
     )
     return kept, report
+
+
+def _add_faults(looks: list[Look], faults: Iterable[str | None]) -> list[Look]:
+    return [
+        replace(look, fault=fault) if fault and not look.fault else look
+        for look, fault in zip(looks, faults, strict=True)
+    ]
 
 
 def _is_quick(looks: Mapping[str, list[Look]]) -> bool:

@@ -61,13 +61,15 @@ def compute_fingerprint(dataset: datasets.Dataset) -> str:
     It does not depend on paths, on caches or on how the rows were loaded: an image counts by the bytes of its file.
     """
     digest = hashlib.sha256()
-    names = [name for name in CANONICAL if name in dataset.column_names]
+    others = sorted(set(dataset.column_names) - {*CANONICAL, "row_id", "group"})
+    names = [name for name in CANONICAL if name in dataset.column_names] + others
+    images = [name for name in names if isinstance(dataset.features[name], datasets.Image)]
     rows = dataset.with_format(None).select_columns(names)
-    if "image" in names:
-        rows = rows.cast_column("image", datasets.Image(decode=False))
+    for name in images:
+        rows = rows.cast_column(name, datasets.Image(decode=False))
     for row in rows:
-        if "image" in names:
-            row["image"] = hashlib.sha256(_image_bytes(row["image"])).hexdigest()
+        for name in images:
+            row[name] = hashlib.sha256(_image_bytes(row[name])).hexdigest()
         digest.update(json.dumps([row[name] for name in names]).encode())
     return digest.hexdigest()[:16]
 

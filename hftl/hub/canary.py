@@ -5,8 +5,6 @@ logits of the network of the run in evaluation. These are rows of the user's dat
 and is never pushed.
 """
 
-import io
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,12 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 
-from hftl.hub.load_check import NUM_KEPT, build_inputs, compute_logits
+from hftl.hub.load_check import MOST_KEPT, NUM_KEPT, build_inputs, compute_logits
 from hftl.records import CANARY_FILE, write_atomically
 from hftl.tasks.base import Task
-from hftl.tasks.image_classification import to_rgb
 
 logger = logging.getLogger(__name__)
-
-NUM_ROWS = {"text": 8, "language": 8, "image": 4}
-LARGEST_IMAGE = 512  # pixels of the longer side; a larger one is made smaller before anything reads it
 
 
 def write_canary(trainer: Any, task: Task, processor: Any, rows: datasets.Dataset, folder: Path) -> None:
@@ -51,17 +44,16 @@ def write_canary(trainer: Any, task: Task, processor: Any, rows: datasets.Datase
 def _answer(trainer: Any, task: Task, processor: Any, rows: datasets.Dataset) -> list[dict[str, Any]]:
     network = _plain_network(trainer)
     network.eval()
-    is_language = task.modality == "language"
-    chosen = np.unique(np.linspace(0, len(rows) - 1, NUM_ROWS[task.modality]).round().astype(int))
-    if task.modality == "image":
+    chosen = np.unique(np.linspace(0, len(rows) - 1, task.num_canary_rows).round().astype(int))
+    if "image" in rows.column_names:
         rows = rows.cast_column("image", datasets.Image(decode=True))
     kept = []
     for row in rows.select(chosen):
-        canary = _read_row(row, processor, task.modality)
+        canary = {"row_id": int(row["row_id"])} | task.canary_row(row, processor)
         inputs = build_inputs(processor, canary)
         on_device = {name: tensor.to(trainer.args.device) for name, tensor in inputs.items()}
-        logits = compute_logits(network, on_device, is_language=is_language)
-        kept.append(canary | _describe_inputs(inputs) | _keep(logits, is_language=is_language))
+        logits = compute_logits(network, on_device, task.outputs, is_last=task.is_answer_last)
+        kept.append(canary | _describe_inputs(inputs) | _keep(logits, is_last=task.is_answer_last))
     return kept
 
 
@@ -72,23 +64,6 @@ def _plain_network(trainer: Any) -> Any:
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
-def _read_row(row: dict[str, Any], processor: Any, modality: str) -> dict[str, Any]:
-    """The raw inputs; of a language model one text, a chat in its template."""
-    kept: dict[str, Any] = {"row_id": int(row["row_id"])}
-    if modality == "image":
-        image = to_rgb(row["image"])
-        image.thumbnail((LARGEST_IMAGE, LARGEST_IMAGE), Image.Resampling.BICUBIC)
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        return kept | {"image": file.getvalue()}
-    if "messages" in row:
-        text = processor.apply_chat_template(row["messages"], tokenize=False)
-        return kept | {"messages": json.dumps(row["messages"]), "text": text}
-    if "completion" in row:
-        return kept | {"text": (row["prompt"] or "") + row["completion"]}
-    return kept | {"text": row["text"]} | ({"text_pair": row["text_pair"]} if "text_pair" in row else {})
-
-
 def _describe_inputs(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     if "input_ids" in inputs:
         return {"input_ids": inputs["input_ids"][0].tolist()}
@@ -96,10 +71,14 @@ def _describe_inputs(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {"pixel_values": pixels.astype(np.float16).tobytes(), "pixel_shape": list(pixels.shape)}
 
 
-def _keep(logits: np.ndarray, *, is_language: bool) -> dict[str, Any]:
-    if not is_language:
+def _keep(logits: np.ndarray, *, is_last: bool) -> dict[str, Any]:
+    """All of them; of a language model the largest; of very many, as of the pixels of a mask, some from all over."""
+    if not is_last and len(logits) <= MOST_KEPT:
         return {"logits": logits.tolist()}
-    largest = np.sort(np.argsort(logits)[-NUM_KEPT:])
+    if is_last:
+        largest = np.sort(np.argsort(logits)[-NUM_KEPT:])
+    else:
+        largest = np.linspace(0, len(logits) - 1, MOST_KEPT).round().astype(int)
     return {"logits": logits[largest].tolist(), "logit_ids": largest.tolist()}
 
 

@@ -15,16 +15,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hftl.cost.energy import estimate_energy
 from hftl.cost.prices import load_prices
 from hftl.errors import UserError
-from hftl.hub.snippets import PIPELINES, write_snippet
+from hftl.hub.snippets import write_snippet
 from hftl.hub.stage import Staged, is_local
 from hftl.inference.evaluation import compute_row_limits
-from hftl.metrics.base import LANGUAGE, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from hftl.records import RunRecord, read_predictions, redact
+from hftl.tasks import build_task, leading_score, scores_of
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 TAG = "hftl"  # in the metadata of every card that is written here: by it a later push knows its own
 # The metric whose interval is shown.
-LEADING = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "mse", LANGUAGE: "bits_per_byte"}
 Interval = tuple[str, float | None, float | None]  # metric, lower and upper end
 MODES = {
     "full": "fine-tuned in full",
@@ -53,8 +52,10 @@ def render_card(staged: Staged, licences: Licences, campaign: Path | None = None
     """
     record = staged.record
     split = "test" if "test" in record.metrics else "validation"
-    metric = LEADING[record.data["problem_type"]]
-    interval: Interval = (metric, *compute_row_limits(metric, read_predictions(staged.run)))
+    metric = leading_score(record.data["problem_type"])
+    by_row = scores_of(record.data["problem_type"])[metric].by_row
+    limits = compute_row_limits(by_row, read_predictions(staged.run)) if by_row else (None, None)
+    interval: Interval = (metric, *limits)
     metadata = build_metadata(staged, licences, split, interval)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -89,7 +90,7 @@ def build_metadata(staged: Staged, licences: Licences, split: str, interval: Int
     is_hub_data = "dataset" in record.config and not is_local(source)
     results = [
         EvalResult(
-            task_type=PIPELINES[record.task],
+            task_type=build_task(record.task).pipeline_tag,
             dataset_type=source if is_hub_data else Path(source).name,
             dataset_name=Path(source).name,
             dataset_split=split,
@@ -107,7 +108,7 @@ def build_metadata(staged: Staged, licences: Licences, split: str, interval: Int
         datasets=[source] if is_hub_data else None,
         license=choose_licence(staged, licences),
         library_name="peft" if staged.base else "transformers",
-        pipeline_tag=PIPELINES[record.task],
+        pipeline_tag=build_task(record.task).pipeline_tag,
         tags=[TAG, record.mode, *([record.adapter] if record.adapter else [])],
         model_name=staged.repo_id.partition("/")[2],
         eval_results=results,
@@ -174,8 +175,9 @@ def _summarize(staged: Staged) -> str:
     over = "of the architecture of" if record.mode == "scratch" else "over" if staged.base else "from"
     merged = " The adapter is folded into the weights." if staged.is_merged else ""
     total, trained = record.model["num_parameters"], record.model["num_trainable_parameters"]
+    purpose = build_task(record.task).pipeline_tag.replace("-", " ")
     return (
-        f"A model for {PIPELINES[record.task].replace('-', ' ')}, {how} {over} `{base}`{revision} with hftl. "
+        f"A model for {purpose}, {how} {over} `{base}`{revision} with hftl. "
         f"{trained:,} of its {total:,} parameters were trained.{merged}"
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
+from hftl.data.labels import LabelInfo
 from hftl.errors import PublishError, UserError
 from hftl.hub import load_check
 from hftl.hub.files import (
@@ -147,8 +148,7 @@ def write_job(staged: Staged, work: Path) -> Path:
     cache = work / "hub"
     cache.mkdir(parents=True)
     lay_out_cache(staged, cache)
-    task = build_task(staged.record.task)
-    is_language = task.modality == "language"
+    task, data = build_task(staged.record.task), staged.record.data
     job = {
         "repo_id": staged.repo_id,
         "subfolder": staged.subfolder,
@@ -158,8 +158,9 @@ def write_job(staged: Staged, work: Path) -> Path:
         "base_revision": staged.base.revision if staged.base else None,
         "quantization": staged.base.quantization if staged.base else None,
         "canary": str((staged.run / CANARY_FILE).absolute()),
-        "is_language": is_language,
-        "num_logits": None if is_language else max(1, len(staged.record.data["label_names"])),
+        "outputs": task.outputs,
+        "is_last": task.is_answer_last,
+        "num_logits": task.count_outputs(LabelInfo(data["problem_type"], tuple(data["label_names"]))),
         "tolerance": choose_tolerance(staged),
     }
     (work / "job.json").write_text(json.dumps(job), encoding="utf-8")

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers.utils import cached_file
 
+MOST_KEPT = 4096  # numbers of a row that are compared where there are more, as of every pixel of a mask
 NUM_KEPT = 64  # logits of a language model's next token, the largest ones: all of them would be megabytes
 PIXEL_TOLERANCE = 2e-2  # of a normalized pixel: one level of 255 is about as much
 TOO_SMALL = 1e-6  # of a logit
@@ -29,6 +31,9 @@ def build_inputs(processor: Any, row: dict[str, Any]) -> dict[str, torch.Tensor]
     if row.get("image") is not None:
         image = Image.open(io.BytesIO(row["image"])).convert("RGB")
         return {"pixel_values": processor(images=image, return_tensors="pt")["pixel_values"]}
+    if row.get("words") is not None:
+        inputs = processor(list(row["words"]), is_split_into_words=True, truncation=True, return_tensors="pt")
+        return {name: inputs[name] for name in ("input_ids", "attention_mask")}
     texts = [row["text"]] if row.get("text_pair") is None else [row["text"], row["text_pair"]]
     is_chat = row.get("messages") is not None  # whose template has written the special tokens already
     inputs = processor(*texts, truncation=True, add_special_tokens=not is_chat, return_tensors="pt")
@@ -38,10 +43,24 @@ def build_inputs(processor: Any, row: dict[str, Any]) -> dict[str, torch.Tensor]
 
 
 @torch.no_grad()
-def compute_logits(network: Any, inputs: dict[str, torch.Tensor], *, is_language: bool) -> np.ndarray:
-    """Float32 logits of one row: [C], or [V] of the token that comes next."""
-    logits = network(**inputs).logits[0].float().cpu()
-    return (logits[-1] if is_language else logits).numpy()
+def compute_logits(
+    network: Any, inputs: dict[str, torch.Tensor], names: Sequence[str], *, is_last: bool
+) -> np.ndarray:
+    """Float32 answers of one row, flat: the outputs of these names one after the other.
+
+    Args:
+        network: in evaluation.
+        inputs: one row.
+        names: fields of the network's output.
+        is_last: of the last position alone, [V] of the token that comes next.
+    """
+    config = getattr(network, "module", network).config
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs and "input_ids" in inputs:
+        start = torch.full_like(inputs["input_ids"][:, :1], config.decoder_start_token_id)
+        inputs = inputs | {"decoder_input_ids": start}
+    outputs = network(**inputs)
+    found = [getattr(outputs, name)[0].float().cpu() for name in names]
+    return torch.cat([(values[-1] if is_last else values).reshape(-1) for values in found]).numpy()
 
 
 def load_network(job: dict[str, Any], problems: list[str]) -> Any:
@@ -134,12 +153,14 @@ def compare_logits(
         return float("inf"), f"head: {len(found[0])} outputs instead of {job['num_logits']}"
     if rows[0].get("logit_ids") is not None:
         found = [logits[np.asarray(row["logit_ids"])] for row, logits in zip(rows, found, strict=True)]
-    expected, actual = np.stack(kept), np.stack(found)
+    if any(len(e) != len(a) for e, a in zip(kept, found, strict=True)):
+        return float("inf"), "answers: a row has another number of outputs than in the run"
+    expected, actual = np.concatenate(kept), np.concatenate(found)
     if not np.isfinite(actual).all():
         return float("inf"), "answers: logits are not finite (NaN or infinite weights)"
     scale = max(float(expected.std()), 0.1 * float(np.abs(expected).max()), TOO_SMALL)
     difference = float(np.abs(expected - actual).max()) / scale
-    changed = [row["row_id"] for row, e, a in zip(rows, expected, actual, strict=True) if e.argmax() != a.argmax()]
+    changed = [row["row_id"] for row, e, a in zip(rows, kept, found, strict=True) if e.argmax() != a.argmax()]
     if not difference <= job["tolerance"]:
         labels = f"; another label for row {shorten(list(map(str, changed)))}" if changed and len(kept[0]) > 1 else ""
         return difference, (
@@ -160,7 +181,7 @@ def check(job: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     wrong = [text for row, one in zip(rows, inputs, strict=True) if (text := check_inputs(processor, row, one))]
     problems += wrong[:1]
     network = load_network(job, problems)
-    found = [compute_logits(network, one, is_language=job["is_language"]) for one in inputs]
+    found = [compute_logits(network, one, job["outputs"], is_last=job["is_last"]) for one in inputs]
     difference, text = compare_logits(rows, found, job)
     problems += [text] if text else []
     return {"difference": difference, "num_rows": len(rows)}

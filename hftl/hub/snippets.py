@@ -5,24 +5,6 @@ from typing import Any
 from hftl.hub.stage import Staged
 from hftl.tasks import build_task
 
-PIPELINES = {
-    "text-classification": "text-classification",
-    "image-classification": "image-classification",
-    "causal-lm": "text-generation",
-}
-ASK = {
-    "text": """inputs = processor({example}, truncation=True, return_tensors="pt")
-with torch.no_grad():
-    logits = model(**inputs).logits
-print({answer})""",
-    "image": """inputs = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")
-with torch.no_grad():
-    logits = model(**inputs).logits
-print({answer})""",
-    "language": """inputs = processor("Once upon a time", return_tensors="pt", return_token_type_ids=False)
-written = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-print(processor.decode(written[0], skip_special_tokens=True))""",
-}
 ANSWERS = {
     "multi_label_classification": "{model.config.id2label[i]: p for i, p in enumerate(logits[0].sigmoid().tolist())}",
     "regression": "logits[0].item()",
@@ -34,16 +16,16 @@ def write_snippet(staged: Staged) -> str:
     """Imports, loading, and one question."""
     record = staged.record
     task = build_task(record.task)
-    processor = "AutoImageProcessor" if task.modality == "image" else "AutoTokenizer"
+    processor = task.processor_class
     at = f', subfolder="{staged.subfolder}"' if staged.subfolder else ""
     name, auto = f'"{staged.repo_id}"{at}', task.auto_model
     is_quantized = staged.base is not None and staged.base.quantization is not None
     classes = sorted(
         {auto, processor, *(["AutoConfig"] if staged.base else []), *(["BitsAndBytesConfig"] if is_quantized else [])}
     )
-    lines = [] if task.modality == "language" else ["import torch"]
+    lines = ["import torch"] if "torch." in task.snippet else []
     lines += ["from peft import PeftModel"] if staged.base else []
-    lines += ["from PIL import Image"] if task.modality == "image" else []
+    lines += ["from PIL import Image"] if "Image." in task.snippet else []
     lines += [f"from transformers import {', '.join(classes)}", ""]
     if staged.base:
         bits = _write_quantization(staged.base.quantization) if staged.base.quantization else ""
@@ -56,7 +38,8 @@ def write_snippet(staged: Staged) -> str:
     else:
         lines.append(f"model = {auto}.from_pretrained({name}).eval()")
     example = '"One text", "another"' if len(record.config.get("text_columns") or []) > 1 else '"A text"'
-    ask = ASK[task.modality].format(example=example, answer=ANSWERS.get(record.data["problem_type"], ""))
+    answer = ANSWERS.get(record.data["problem_type"], "")
+    ask = task.snippet.replace("{example}", example).replace("{answer}", answer)
     return "\n".join([*lines, f"processor = {processor}.from_pretrained({name})", "", ask])
 
 

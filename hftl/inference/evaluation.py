@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,8 +16,9 @@ from hftl.compare.stats import crossed_interval, wilson
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.stream import name_source, pick_split, split_name
 from hftl.inference.predictor import Predictor
-from hftl.metrics.rows import ROW_SCORES
 from hftl.run_folder import explained_resources
+from hftl.tasks import scores_of
+from hftl.tasks.base import stack_kept
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def score_rows(predictor: Predictor, rows: datasets.Dataset) -> np.ndarray:
 
     def ask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        return task.reduce(predictor.network(**inputs)["logits"], batch["labels"])
+        return task.reduce(task.read_outputs(predictor.network(**inputs)), batch["labels"])
 
     kept = []
     with tqdm(total=len(rows), desc="Evaluating", unit="row", disable=None) as bar:
@@ -132,7 +133,7 @@ def score_rows(predictor: Predictor, rows: datasets.Dataset) -> np.ndarray:
             window = rows.select(range(start, min(start + predictor.window_size, len(rows)))).to_list()
             kept += predictor.run_batches(window, ask)
             bar.update(len(window))
-    return np.stack(kept)
+    return stack_kept(kept)
 
 
 def compute_intervals(
@@ -150,7 +151,8 @@ def compute_intervals(
     if len(rows) < 2:
         return dict.fromkeys(names, none)
     table = {name: np.asarray(values) for name, values in task.describe_predictions(kept, rows, info).items()}
-    limits = {name: compute_row_limits(name, table) for name in names if name in ROW_SCORES}
+    scores = scores_of(info.problem_type)
+    limits = {name: compute_row_limits(by_row, table) for name in names if (by_row := scores[name].by_row)}
     if missing := [name for name in names if name not in limits]:
         halves = _jackknife(predictor, kept, rows)
         limits |= {name: (names[name] - halves[name], names[name] + halves[name]) for name in missing}
@@ -173,14 +175,16 @@ def _jackknife(predictor: Predictor, kept: np.ndarray, rows: datasets.Dataset) -
     return {name: factor * float(np.std([scores[name] for scores in found])) for name in found[0]}
 
 
-def compute_row_limits(name: str, table: Mapping[str, np.ndarray]) -> tuple[float | None, float | None]:
+def compute_row_limits(
+    compute: Callable[[dict[str, np.ndarray]], np.ndarray], table: Mapping[str, np.ndarray]
+) -> tuple[float | None, float | None]:
     """95 % limits of a mean over rows: Wilson's for a share of them, else Student's; None where there are none.
 
     Args:
-        name: one of `ROW_SCORES`.
+        compute: `by_row` of a score.
         table: columns of `predictions.parquet`.
     """
-    by_row = ROW_SCORES[name](dict(table))
+    by_row = compute(dict(table))
     if not np.isfinite(by_row).all():
         return None, None
     if np.isin(by_row, (0, 1)).all():

@@ -21,7 +21,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from hftl.assets import resolve_model
 from hftl.config import DataArguments, ModelArguments, parse_args
-from hftl.data.labels import REGRESSION, SINGLE, LabelInfo
+from hftl.data.labels import LabelInfo
 from hftl.errors import UserError
 from hftl.models.load import load_config, load_pretrained
 from hftl.records import RECORD_FILE, RunRecord
@@ -89,13 +89,13 @@ def find_source(name: str, revision: str = "main") -> ModelSource:
             config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
             task = build_task(data.task) if data else _find_task(config, name)
             model = ModelArguments(model_name_or_path=name, model_revision=revision)
-            return ModelSource(name, task, _read_labels(config), model, data or _defaults(task), record=record)
+            return ModelSource(name, task, task.read_labels(config), model, data or _defaults(task), record=record)
         adapter = json.loads(Path(file).read_text(encoding="utf-8"))
         base = adapter.get("base_model_name_or_path")
         model = settings.model if settings else ModelArguments(model_name_or_path=base, mode="peft")
         config = _adapter_config(path, run, model, revision)
     task = build_task(data.task) if data else _find_adapter_task(config, adapter, name)
-    labels = _recorded_labels(record) or _read_labels(config)
+    labels = _recorded_labels(record) or task.read_labels(config)
     return ModelSource(name, task, labels, model, data or _defaults(task), adapter=path, record=record)
 
 
@@ -107,7 +107,7 @@ def load_network(source: ModelSource) -> LoadedSource:
     """
     task, model = source.task, source.model
     processor = _load_processor(source)
-    if torch.cuda.is_available() and task.modality == "language" and source.record is None:
+    if torch.cuda.is_available() and not task.has_new_head and source.record is None:
         model = replace(model, dtype="bfloat16")  # as such checkpoints are published; float32 would be twice as much
     with _without_report():
         loaded = load_pretrained(model, task, load_config(model, task, processor, source.labels))
@@ -191,11 +191,6 @@ def _adapter_config(path: str, run: Path | None, model: ModelArguments, revision
 
 def _recorded_labels(record: RunRecord | None) -> LabelInfo | None:
     return LabelInfo(record.data["problem_type"], tuple(record.data["label_names"])) if record else None
-
-
-def _read_labels(config: Any) -> LabelInfo:
-    kind = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
-    return LabelInfo(kind, tuple(config.id2label[index] for index in range(config.num_labels)))
 
 
 def _load_processor(source: ModelSource) -> Any:

@@ -14,7 +14,7 @@ def _true_probability(table: dict[str, np.ndarray]) -> np.ndarray:
     return np.clip(chosen, np.finfo(np.float32).tiny, 1)
 
 
-def _linearize(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+def linearize(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Values [N] whose mean is the ratio sum(total) / sum(count) and whose spread is that of the ratio over new rows.
 
     The first-order expansion of a ratio of sums (Cochran 1977, Sampling Techniques, section 6.4).
@@ -25,11 +25,11 @@ def _linearize(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 def _spread_f1(table: dict[str, np.ndarray]) -> np.ndarray:
     label, prediction = table["label"].astype(float), table["prediction"].astype(float)  # [N, C]
-    return _linearize(2 * (label * prediction).sum(1), (label + prediction).sum(1))
+    return linearize(2 * (label * prediction).sum(1), (label + prediction).sum(1))
 
 
 def _spread_perplexity(table: dict[str, np.ndarray]) -> np.ndarray:
-    loss = _linearize(table["negative_log_likelihood"], table["num_tokens"])
+    loss = linearize(table["negative_log_likelihood"], table["num_tokens"])
     return np.exp(loss.mean()) * (1 + loss - loss.mean())
 
 
@@ -40,8 +40,8 @@ ROW_SCORES: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {
     "f1_micro": _spread_f1,
     "mse": lambda table: (table["label"].astype(float) - table["prediction"]) ** 2,
     "mae": lambda table: np.abs(table["label"].astype(float) - table["prediction"]),
-    "token_loss": lambda table: _linearize(table["negative_log_likelihood"], table["num_tokens"]),
-    "bits_per_byte": lambda table: _linearize(table["negative_log_likelihood"], np.log(2) * table["num_bytes"]),
-    "token_accuracy": lambda table: _linearize(table["num_correct"], table["num_tokens"]),
+    "token_loss": lambda table: linearize(table["negative_log_likelihood"], table["num_tokens"]),
+    "bits_per_byte": lambda table: linearize(table["negative_log_likelihood"], np.log(2) * table["num_bytes"]),
+    "token_accuracy": lambda table: linearize(table["num_correct"], table["num_tokens"]),
     "perplexity": _spread_perplexity,
 }

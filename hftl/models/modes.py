@@ -56,6 +56,10 @@ class Mode:
                     f"--head_init {wanted} is for heads of labels; {task.name} keeps the checkpoint's head."
                 )
             return "pretrained"
+        if not task.fits_head:
+            if wanted not in ("auto", "random"):
+                raise UserError(f"--head_init {wanted} fits one vector a row; {task.name} needs a head at random.")
+            return "random"
         return self.head_init[task.modality] if wanted == "auto" else wanted
 
 

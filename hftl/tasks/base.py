@@ -7,11 +7,11 @@ import errno
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -22,6 +22,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hftl.assets import cache_dir, is_bundled, resolve_model
 from hftl.errors import UserError
+
+FILL = -100
+"""What stands where a row of kept values is shorter than the longest; the stock evaluation loop fills with it too."""
 
 # What the Hub's client says -> what to do. Gated and missing revisions are special cases of a missing repository.
 HUB_FAILURES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
@@ -62,10 +65,25 @@ class AnswerOptions:
             raise UserError(f"--threshold is {self.threshold}; give a probability between 0 and 1.")
 
 
+@dataclass(frozen=True)
+class Score:
+    """One number that a task's `compute_metrics` returns.
+
+    Attributes:
+        greater_is_better: the direction in which a model improves.
+        by_row: what each row adds to it, [N] from the columns of `predictions.parquet`: values whose mean is the score
+            and whose spread is that of the score over new rows. None: it has no interval in a comparison.
+    """
+
+    greater_is_better: bool = True
+    by_row: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
+
+
 class Task(ABC):
     """One kind of prediction. Subclass, fill the attributes and the methods, add one line to `TASKS`.
 
     A task whose rows have labels (classes, several classes, a number) derives from `tasks.labelled.LabelledTask`.
+    docs/tasks.md is the guide.
     """
 
     name: str
@@ -79,6 +97,27 @@ class Task(ABC):
     """The modes that make sense."""
     flags: tuple[str, ...] = ()
     """Data flags that only this task reads; with any other they are refused."""
+    pipeline_tag: str
+    """Name of the transformers pipeline and of the Hub's task."""
+    processor_class: str = "AutoTokenizer"
+    """Name of the Auto class that loads what `load_processor` gives."""
+    scores: ClassVar[Mapping[str, Score]] = {}
+    """What `compute_metrics` returns; the first one leads. Of a task whose `LabelInfo.problem_type` is its own name;
+    for the problem types of `hftl.metrics` it is told there."""
+    targets: tuple[str, ...] = ("label",)
+    """Canonical columns that are to be predicted, and so no inputs."""
+    outputs: tuple[str, ...] = ("logits",)
+    """Fields of the network's output that `reduce` gets, one tensor or a tuple; the push gate compares them."""
+    num_canary_rows: int = 8
+    """Rows whose answers a run keeps, so that the push gate can compare; see `canary_row`."""
+    is_answer_last: bool = False
+    """Whether of these answers the last position alone is kept, as of a language model."""
+    fits_head: bool = False
+    """Whether a linear head can be fitted on one vector of features a row, which is also all that mode `probe` is."""
+    has_baselines: bool = False
+    """Whether the baselines (majority, prior, tfidf, knn) can answer: a row has one label or one set of labels."""
+    snippet: str = ""
+    """Code of the model card that asks `model` one question; `{example}` is an input, `{answer}` reads the logits."""
     has_new_head: bool = True
     """Whether the part outside the pretrained body is made for the user's labels, so that every mode trains it."""
     eval_batch_size: int = 64
@@ -149,11 +188,24 @@ class Task(ABC):
 
     @abstractmethod
     def reduce(self, logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Tensor:
-        """What evaluation keeps of a batch, [B, K]; all else is forgotten, so that memory does not grow with it."""
+        """What evaluation keeps of a batch, [B, K]; all else is forgotten, so that memory does not grow with it.
+
+        K may be anything that says enough: class numbers, sums over tokens, counts of a confusion matrix. It may
+        differ between batches: shorter rows are filled with `FILL`. Values must be exact in float32.
+
+        Args:
+            logits: the outputs named by `outputs`; in training other ones may follow them.
+            labels: as the collator made them; None where rows have none.
+        """
 
     @abstractmethod
     def compute_metrics(self, kept: np.ndarray, rows: datasets.Dataset, info: Any) -> dict[str, float]:
         """Every score of a split from what `reduce` kept, [N, K] in the order of `rows`."""
+
+    def read_outputs(self, outputs: Any) -> torch.Tensor | tuple:
+        """What `reduce` gets of the network's output."""
+        found = tuple(outputs[name] for name in self.outputs)
+        return found[0] if len(found) == 1 else found
 
     def compute_report(self, kept: np.ndarray, rows: datasets.Dataset, info: Any) -> dict[str, Any]:
         """The scores and the tables for `run.json`."""
@@ -182,7 +234,7 @@ class Task(ABC):
         self, network: Any, batch: dict[str, torch.Tensor], processor: Any, options: AnswerOptions
     ) -> torch.Tensor:
         """What is kept of the network's answer to a batch without labels, [B, ...]."""
-        return self.reduce(network(**batch)["logits"], None)
+        return self.reduce(self.read_outputs(network(**batch)), None)
 
     @abstractmethod
     def decode(
@@ -198,9 +250,38 @@ class Task(ABC):
             options: what is asked for.
         """
 
+    # What the rest of hftl asks of a task.
+
+    @abstractmethod
+    def read_labels(self, config: Any) -> Any:
+        """The `LabelInfo` of a checkpoint that no run of ours left, from its configuration."""
+
+    def count_outputs(self, info: Any) -> int | None:
+        """How many numbers the network answers a row with; None where that depends on the row."""
+        return None
+
+    def find_faults(self, rows: datasets.Dataset, info: Any) -> Iterable[str | None]:
+        """Why rows in canonical columns cannot be used besides empty texts and broken images; None for a good row."""
+        return [None] * len(rows)
+
+    def canary_row(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
+        """What a user would have of one row in canonical columns, as `hub.load_check.build_inputs` reads it."""
+        return {name: row[name] for name in ("text", "text_pair", "words") if name in row}
+
     def sample(self, network: Any, processor: Any, rows: datasets.Dataset) -> list[dict[str, str]]:
         """A few answers of a network that writes text, for the run record; `rows` are in canonical columns."""
         return []
+
+
+def stack_kept(kept: Sequence[np.ndarray]) -> np.ndarray:
+    """What was kept of each row, [N, K]; shorter rows are filled with `FILL`."""
+    if len({len(row) for row in kept}) <= 1:
+        return np.stack(kept)
+    width = max(len(row) for row in kept)
+    filled = np.full((len(kept), width, *kept[0].shape[1:]), FILL, kept[0].dtype)
+    for place, row in zip(filled, kept, strict=True):
+        place[: len(row)] = row
+    return filled
 
 
 def count_tokens(processor: Any) -> int | None:

@@ -4,6 +4,7 @@ What is learnt is marked token by token: by default a completion, or the assista
 """
 
 import hashlib
+import json
 import logging
 import sys
 import warnings
@@ -46,6 +47,12 @@ class CausalLM(Task):
     name = "causal-lm"
     modality = "language"
     auto_model = "AutoModelForCausalLM"
+    pipeline_tag = "text-generation"
+    is_answer_last = True
+    targets = ()
+    snippet = """inputs = processor("Once upon a time", return_tensors="pt", return_token_type_ids=False)
+written = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+print(processor.decode(written[0], skip_special_tokens=True))"""
     peft_task_type = "CAUSAL_LM"
     modes = ("full", "peft", "scratch", "zero-shot")
     flags = ("completion_only", "packing", "tokenizer_vocab_size", "show_example")
@@ -152,6 +159,18 @@ class CausalLM(Task):
 
     def describe_predictions(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, Any]:
         return {"row_id": np.asarray(rows["row_id"][:], dtype=np.int64), **_as_sums(kept, rows)}
+
+    def read_labels(self, config: Any) -> LabelInfo:
+        return LabelInfo(LANGUAGE, ())
+
+    def canary_row(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
+        """One text, a chat in its template."""
+        if "messages" in row:
+            text = processor.apply_chat_template(row["messages"], tokenize=False)
+            return {"messages": json.dumps(row["messages"]), "text": text}
+        if "completion" in row:
+            return {"text": (row["prompt"] or "") + row["completion"]}
+        return {"text": row["text"]}
 
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
         return standardize_language(datasets.DatasetDict(train=rows), args)["train"]

@@ -4,6 +4,7 @@ Images are decoded and resized once, by the checkpoint's own processor, and cach
 one multiplication and one addition. Works with and without torchvision.
 """
 
+import io
 import math
 from typing import Any
 
@@ -24,11 +25,21 @@ from hftl.tasks.labelled import LabelledTask
 # cropping 128 (Kolesnikov et al. 2020, BiT-HyperRule). Strong: the usual recipe for training from random init.
 CROPS = {"light": ((0.64, 1.0), (1.0, 1.0)), "strong": ((0.25, 1.0), (3 / 4, 4 / 3))}
 
+LARGEST_IMAGE = 512  # pixels of the longer side of a canary; a larger one is made smaller before anything reads it
+IMAGE_SNIPPET = """inputs = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits
+print({answer})"""
+
 
 class ImageClassification(LabelledTask):
     name = "image-classification"
     modality = "image"
     auto_model = "AutoModelForImageClassification"
+    pipeline_tag = "image-classification"
+    processor_class = "AutoImageProcessor"
+    num_canary_rows = 4
+    snippet = IMAGE_SNIPPET
     peft_task_type = None  # peft has no image task type: the head is named in modules_to_save instead
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
@@ -65,11 +76,23 @@ class ImageClassification(LabelledTask):
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "ImageCollator":
         return ImageCollator(*measure_normalization(processor), augmentation)
 
+    def canary_row(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
+        return {"image": encode_image(row["image"])}
+
     def adjust_config(self, config: Any, processor: Any, info: Any) -> None:
         super().adjust_config(config, processor, info)
         size = processed_size(processor)
         if getattr(config, "image_size", size) != size:
             config.image_size = size
+
+
+def encode_image(image: Image.Image) -> bytes:
+    """A PNG of at most `LARGEST_IMAGE` pixels a side, for a canary."""
+    image = to_rgb(image)
+    image.thumbnail((LARGEST_IMAGE, LARGEST_IMAGE), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

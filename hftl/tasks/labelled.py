@@ -32,6 +32,9 @@ LOSSES = {SINGLE: _cross_entropy, MULTI: _binary_cross_entropy, REGRESSION: _squ
 class LabelledTask(Task):
     """Text or images with labels."""
 
+    fits_head = True
+    has_baselines = True
+
     def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, LabelInfo]:
         splits = standardize_columns(raw, choose_columns(raw, args, self.modality), self.modality)
         if args.only_labels:
@@ -48,6 +51,13 @@ class LabelledTask(Task):
     def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:
         names = ("image",) if self.modality == "image" else ("text", "text_pair")
         return dict(zip(choose_inputs(features, args, self.modality), names, strict=False))
+
+    def read_labels(self, config: Any) -> LabelInfo:
+        kind = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
+        return LabelInfo(kind, tuple(config.id2label[index] for index in range(config.num_labels)))
+
+    def count_outputs(self, info: LabelInfo) -> int:
+        return info.num_labels
 
     def adjust_config(self, config: Any, processor: Any, info: LabelInfo) -> None:
         config.num_labels = info.num_labels

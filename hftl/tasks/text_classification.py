@@ -21,6 +21,11 @@ class TextClassification(LabelledTask):
     modality = "text"
     auto_model = "AutoModelForSequenceClassification"
     peft_task_type = "SEQ_CLS"
+    pipeline_tag = "text-classification"
+    snippet = """inputs = processor({example}, truncation=True, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits
+print({answer})"""
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
         return load_tokenizer(source, revision, args.max_length, default_length=MAX_LENGTH)

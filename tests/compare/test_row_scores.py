@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hftl.compare.results import ROW_SCORES
 from hftl.metrics import PROBLEM_METRICS, compute_token_metrics
+from hftl.metrics.rows import ROW_SCORES
 
 
 def draw_rows(num_rows: int, seed: int) -> dict[str, np.ndarray]:

@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard
 from hftl.errors import UserError
 from hftl.hub.card import Licences, describe_licences, read_comparison, render_card
 from hftl.hub.licences import find_licence
-from hftl.hub.snippets import PIPELINES
 from hftl.hub.stage import Base, Staged, is_local
 from hftl.records import RunRecord
+from hftl.tasks import build_task
 from tests.hub.conftest import KINDS
 from tests.hub_storage import check_card
 
@@ -42,7 +42,7 @@ def test_the_metadata_are_valid_and_hold_the_scores(kind, make_run):
     low, high = leading.metric_args["confidence_interval"]
     assert low <= leading.metric_value <= high and leading.metric_args["confidence_level"] == 0.95
     assert (data.library_name, data.base_model) == (("peft", "org/base") if base else ("transformers", None))
-    assert "hftl" in data.tags and data.pipeline_tag == PIPELINES[record.task]
+    assert "hftl" in data.tags and data.pipeline_tag == build_task(record.task).pipeline_tag
 
 
 @pytest.mark.parametrize("kind", ["text-full", "image-peft", "lm-peft"])
