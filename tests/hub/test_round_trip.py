@@ -1,6 +1,8 @@
 """From training to a reload by others, over the Hub: one process trains and pushes, another has plain libraries only.
 
 It runs the code of the card as pasted and answers every test row; the predictions must be those that the run stored.
+`transformers.pipeline` is asked the same rows: by the name of a whole network, with the loaded objects of an adapter,
+because transformers 5.23 takes the labels of an adapter's base, and the base's latest commit.
 """
 
 import json
@@ -20,7 +22,8 @@ from tests.hub_server import serve
 
 pytestmark = pytest.mark.slow
 MODES = ("full", "peft", "scratch", "probe")
-RUNS = [f"{modality}-{mode}" for modality in ("text", "image") for mode in MODES] + ["lm-peft", "text-local"]
+RUNS = [f"{modality}-{mode}" for modality in ("text", "image") for mode in MODES]
+RUNS += ["lm-full", "lm-scratch", "lm-peft", "text-local", "tokens-peft"]
 
 TRAIN = """
 import sys
@@ -36,6 +39,7 @@ import torch
 from contextlib import redirect_stdout
 from huggingface_hub import hf_hub_download
 from PIL import Image
+from transformers import pipeline
 
 assert "hftl" not in sys.modules
 for line in sys.stdin:
@@ -53,7 +57,15 @@ for line in sys.stdin:
             else:
                 inputs = processor(row, truncation=True, return_tensors="pt")
             logits.append(model(**inputs).logits[0].tolist())
-    print(json.dumps({"name": name, "logits": logits, "printed": printed.getvalue().strip()}))
+    kind, mode = name.removeprefix("org/").split("-")[:2]
+    task = {"image": "image-classification", "lm": "text-generation"}.get(kind, "text-classification")
+    part = {"image_processor" if kind == "image" else "tokenizer": processor}
+    ask = pipeline(task, model=model, **part) if mode == "peft" else pipeline(task, name)
+    if kind == "lm":
+        said = ask("Once upon a time", max_new_tokens=32, do_sample=False)[0]["generated_text"]
+    else:
+        said = [(a[0] if isinstance(a, list) else a)["label"] for a in ask(rows, top_k=1)]
+    print(json.dumps({"name": name, "logits": logits, "printed": printed.getvalue().strip(), "pipeline": said}))
 """
 
 
@@ -70,10 +82,14 @@ def trip(tmp_path_factory):
     photos = sorted((folder / "photos" / "test").rglob("*.png"))
     Image.new("RGB", (40, 50)).save(folder / "photo.png")  # which the card opens
     texts = [row["text"] for row in tiny.make_texts(9, seed=1)]
+    for split, count in (("train", 24), ("test", 9)):
+        rows = [row | {"text": f"xyzzy {row['text']}"} for row in tiny.make_texts(count, seed=int(split == "test"))]
+        tiny.write_jsonl(folder / f"tokens-{split}.jsonl", rows)
+    tiny.add_token(folder / "bert", folder / "bert-tokens")
     with pytest.MonkeyPatch.context() as patch, serve() as hub:
         hub.connect_client(patch, folder / "home")
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
-        for name in ("bert", "convnet", "llama"):
+        for name in ("bert", "bert-tokens", "convnet", "llama"):
             api.create_repo(f"org/{name}")
             api.upload_folder(repo_id=f"org/{name}", folder_path=folder / name)
         environment = hub.client_environment(folder / "trainer", hub.token) | {"HFTL_CACHE": str(folder / "cache")}
@@ -84,7 +100,12 @@ def trip(tmp_path_factory):
         api.upload_folder(repo_id="org/bert", folder_path=folder / "other")
         environment = hub.client_environment(folder / "reader", hub.token)
         del environment["PYTHONPATH"]
-        rows = {"text": texts, "image": list(map(str, photos)), "lm": ["cat is:"]}
+        rows = {
+            "text": texts,
+            "tokens": [f"xyzzy {text}" for text in texts],
+            "image": list(map(str, photos)),
+            "lm": ["cat is:"],
+        }
         asked = "".join(json.dumps([f"org/{name}-run", rows[name.split("-")[0]]]) + "\n" for name in RUNS)
         lines = run_process(RELOAD, asked, environment, folder).splitlines()
         answers = [json.loads(line) for line in lines if line.startswith('{"name"')]
@@ -95,11 +116,12 @@ def list_words(name: str, folder: Path) -> list[str]:
     modality, mode = name.split("-")
     data = {
         "text": ["--train_file", f"{folder}/train.csv", "--test_file", f"{folder}/test.csv"],
+        "tokens": ["--train_file", f"{folder}/tokens-train.jsonl", "--test_file", f"{folder}/tokens-test.jsonl"],
         "image": ["--task", "image-classification", "--dataset", f"{folder}/photos"],
         "lm": ["--task", "causal-lm", "--train_file", f"{folder}/lm.jsonl", "--test_file", f"{folder}/lm.jsonl"],
     }[modality]
-    base = {"text": "org/bert", "image": "org/convnet", "lm": "org/llama"}[modality]
-    base = str(folder / "bert") if mode == "local" else base
+    base = {"text": "bert", "tokens": "bert-tokens", "image": "convnet", "lm": "llama"}[modality]
+    base = str(folder / "bert") if mode == "local" else f"org/{base}"
     words = ["train", "--mode", "peft" if mode == "local" else mode, *data, "--model_name_or_path", base]
     words += ["--use_cpu", "--max_steps", "3", "--output_dir", str(folder / "runs" / name)]
     return [*words, "--push_to_hub", "--hub_model_id", f"org/{name}-run"]
@@ -130,6 +152,32 @@ def test_the_code_of_the_card_answers_as_pasted(trip, name):
     printed = answers[name]["printed"]
     labels = RunRecord.read(folder / "runs" / name).data["label_names"]
     assert printed in labels if labels else printed
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_pipeline_gives_the_same_answers(trip, name):
+    answers, folder, _ = trip
+    said = answers[name]["pipeline"]
+    if name.startswith("lm"):
+        assert said.strip() == answers[name]["printed"]
+        return
+    stored, names = (
+        read_predictions(folder / "runs" / name),
+        RunRecord.read(folder / "runs" / name).data["label_names"],
+    )
+    assert [said[row] for row in stored["row_id"]] == [names[place] for place in stored["prediction"]]
+
+
+@pytest.mark.parametrize("name", ["text-peft", "tokens-peft"])
+def test_hftl_asks_a_pushed_adapter_over_the_commit_that_it_was_tuned_on(trip, name):
+    _, folder, hub = trip
+    environment = hub.client_environment(folder / "asker", hub.token)
+    file, out = folder / ("test.csv" if name.startswith("text") else "tokens-test.jsonl"), folder / f"{name}.jsonl"
+    run_process(TRAIN, f"predict\torg/{name}-run\t{file}\t--output_file\t{out}", environment, folder)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    stored = read_predictions(folder / "runs" / name)
+    expected = stored["probabilities"].max(-1)[np.argsort(stored["row_id"])]
+    np.testing.assert_allclose([row["probability"] for row in found], expected, atol=2e-5)
 
 
 def test_an_adapter_names_its_base_with_the_commit_that_it_was_tuned_on(trip):
