@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from hftl import cli
 from hftl.config import parse_args
 from hftl.errors import PublishError, UserError
-from hftl.hub import upload
+from hftl.hub import retries
 from hftl.hub.push import Publication, push_run, take_publication
 from hftl.run import run
 from hftl.settings import check_arguments
@@ -38,7 +38,7 @@ def logged_in(hub, monkeypatch):
 def waits(monkeypatch) -> list[float]:
     """The seconds between our tries; nobody waits for them, nor for those of the client."""
     seconds: list[float] = []
-    monkeypatch.setattr(upload, "time", SimpleNamespace(sleep=seconds.append))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=seconds.append))
     clock = SimpleNamespace(sleep=lambda _: None, time=time.time)
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     return seconds
@@ -217,8 +217,8 @@ def test_a_slow_hub_is_waited_for(logged_in, copy_run, open_gate):
 
 
 def test_a_silent_hub_is_given_up(logged_in, copy_run, open_gate, waits, monkeypatch):
-    monkeypatch.setattr(upload, "SILENCE_SECONDS", 0.2)
-    monkeypatch.setattr(upload, "WAITS", (1,))
+    monkeypatch.setattr(retries, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(retries, "WAITS", (1,))
     logged_in.fail("POST", "/commit/", Fault(delay_seconds=2.0), times=2)
     with pytest.raises(PublishError, match="ReadTimeout"):
         push_run(copy_run("text-full"), Publication("org/x"))
@@ -410,6 +410,25 @@ def test_a_report_with_a_token_in_it_is_not_published(logged_in, report, capsys)
     (report / "results.json").write_text('{"command": "hf_' + "a" * 34 + '"}')
     assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 5
     assert "token: results.json holds a token" in capsys.readouterr().err and logged_in.requests == []
+
+
+def test_paths_of_this_machine_in_a_report_are_sent_as_their_last_part(logged_in, report, capsys):
+    results, page = '{"data": "/home/me/data/train.csv", "more": "/m/01g317"}', "<p>/Users/me/secret/train.csv</p>"
+    (report / "results.json").write_text(results)
+    (report / "report.html").write_text(page)
+    assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 0
+    sent = logged_in.repos["spaces/org/page"].find("main").files
+    assert json.loads(sent["results.json"].content) == {"data": "train.csv", "more": "/m/01g317"}
+    assert sent["index.html"].content == b"<p>train.csv</p>"
+    assert "results.json: paths of this machine are sent as their last part (/home/me/data" in capsys.readouterr().out
+    assert (report / "results.json").read_text() == results and (report / "report.html").read_text() == page
+
+
+def test_a_path_that_cannot_be_taken_out_of_a_report_stops_it(logged_in, report, capsys):
+    (report / "results.json").write_text(json.dumps({"data": "/etc/daten-\u00e4/x y"}))
+    assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 5
+    assert "holds /etc/daten-\u00e4/x y, which is of this machine" in capsys.readouterr().err
+    assert logged_in.requests == []
 
 
 def test_a_dry_run_of_a_report_lists_its_files(hub, report, capsys):
