@@ -53,7 +53,7 @@ def test_a_kill_while_the_final_model_is_put_in_its_place_leaves_nothing_that_lo
             publish_files(staging, folder)
             break
         except SystemExit:
-            with pytest.raises(OSError):
+            with pytest.raises((OSError, ValueError)):  # no weights, or no configuration
                 transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     assert number > 3 and not staging.exists()
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
