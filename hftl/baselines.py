@@ -36,6 +36,7 @@ from hftl.models.head import find_head, find_pooling_layer, make_linear
 from hftl.models.load import find_commit, load_config, load_pretrained, read_config
 from hftl.models.modes import count_parameters
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
+from hftl.resuming.lock import released
 from hftl.run_folder import check_run_folder, explained_resources, open_run_folder, recorded
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
@@ -123,6 +124,7 @@ def find_baseline(name: str | None, task: Task) -> Baseline:
 
 
 @explained_resources()
+@released()
 def run_baseline(args: Arguments, *, started: float | None = None) -> RunRecord:
     """Fit the baseline that `args.model.mode` names and leave its results in `args.training.output_dir`.
 

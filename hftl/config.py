@@ -132,6 +132,11 @@ class ModelArguments:
         "Stop after so many evaluations without a better one, and keep the best; needs --eval_strategy, "
         "--save_strategy of the same kind and --load_best_model_at_end.",
     )
+    auto_batch: bool = _option(
+        False,
+        "Find by real steps how many rows fit into memory at once, and accumulate the rest: the batch that counts, "
+        "and so the result, stays.",
+    )
     allow_change: bool = _option(
         False, "Go on from a checkpoint of other data, settings or processes; the result is then neither run's."
     )

@@ -10,6 +10,7 @@ from torch import nn
 
 from hftl.adapter_start import initialize_adapter
 from hftl.allocator import keep_freed_memory
+from hftl.auto_batch import fit_batch
 from hftl.config import Arguments, write_config
 from hftl.cost.ledger import Ledger
 from hftl.cost.memory import PeakMemory
@@ -28,10 +29,12 @@ from hftl.records import RunRecord, compute_config_hash, describe_environment, w
 from hftl.resuming.identity import (
     check_adapter_of_checkpoint,
     check_identity,
+    describe_division,
     describe_identity,
     is_resumable,
     read_head,
 )
+from hftl.resuming.lock import released
 from hftl.resuming.signals import StopOnSignal, handled
 from hftl.run_folder import (
     explained_resources,
@@ -55,6 +58,7 @@ from hftl.trainer import FineTuningTrainer
 
 
 @explained_resources()
+@released()
 def run(
     args: Arguments,
     *,
@@ -116,9 +120,11 @@ def run(
         with ledger.bucket("train"):
             adapter_flops = initialize_adapter(network, args, rows["train"], collator)
         check_adapter_of_checkpoint(args, network)
+        collator = task.adapt_collator(collator, network)
+        batch = fit_batch(args, network, rows["train"], collator, task, examples.labels.problem_type)
+        identity |= describe_division(args.training)
         check_identity(args, identity)
         folder = open_run_folder(args, network)
-        collator = task.adapt_collator(collator, network)
         trainer = build_trainer(args, task, network, heads, examples, rows, collator, processor, ledger)
         trainer.meter.start_flops = head.get("flops", 0) + adapter_flops
         trainer.manifest = identity | {"head": head}
@@ -127,6 +133,7 @@ def run(
             trainer.add_callback(callback)
         record = start_record(args, examples, network, head, write_config(args, folder))
         record.model["coverage"] = coverage
+        record.environment["auto_batch"] = batch or None
         record.data |= described
     with handled(stop), recorded(record, folder, ledger, trainer), PeakMemory() as memory:
         if mode.is_trained:

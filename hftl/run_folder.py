@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,24 @@ from hftl.config import Arguments
 from hftl.cost.ledger import Ledger
 from hftl.errors import OutOfResources, TrainingDiverged, UserError
 from hftl.records import RECORD_FILE, RunRecord, redact
-from hftl.resuming.checkpoints import NAME, check_checkpoint_folder, clean, find_newest, supersede_later
+from hftl.resuming import lock
+from hftl.resuming.checkpoints import (
+    NAME,
+    STAGING,
+    check_checkpoint_folder,
+    clean,
+    find_newest,
+    supersede_later,
+    sync,
+)
 from hftl.trainer import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 BYTES_PER_TRAINED_PARAMETER = 12  # a checkpoint: fp32 weight and two AdamW moments
+
+# What torch says of a worker that did not end by itself; an exception in one comes as that exception.
+KILLED_WORKER = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal|exited unexpectedly)")
 
 
 def open_run_folder(args: Arguments, network: torch.nn.Module) -> Path:
@@ -40,6 +53,7 @@ def open_run_folder(args: Arguments, network: torch.nn.Module) -> Path:
     if training.process_index == 0:
         _check_disk(folder, training, network)
         folder.mkdir(parents=True, exist_ok=True)
+        lock.take(folder)
         _make_room(folder, find_checkpoint(training))
     return folder
 
@@ -72,13 +86,16 @@ def check_run_folder(training: Any, *, is_auto: bool = False) -> None:
         is_auto: the folder may be that of a run that was killed before it had a checkpoint.
 
     Raises:
-        UserError: the folder is a file, or holds files of something else.
+        UserError: the folder is a file, holds files of something else, or another process is at work in it.
     """
     folder, checkpoint = Path(training.output_dir), find_checkpoint(training)
     if folder.is_file():
         raise UserError(f"--output_dir {folder} is a file.")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir():
         return
+    lock.check_free(folder)
+    if not any(path.name != lock.LOCK_FILE for path in folder.iterdir()):
+        return  # at most the lock of a run that was killed
     if checkpoint is None and is_auto and (folder / "config.yaml").is_file() and not _is_completed(folder):
         return  # of a run that was killed before its first checkpoint
     if checkpoint is None or not _is_inside(checkpoint, folder):
@@ -215,9 +232,34 @@ def save_artifacts(trainer: Any, processor: Any, folder: Path, revision: str | N
         adapter.revision = revision
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what FSDP or ZeRO-3 have split
     if trainer.args.should_save:
-        network.save_pretrained(folder, state_dict=weights)
-        network.config.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        staging = folder / f"{STAGING}model"
+        shutil.rmtree(staging, ignore_errors=True)
+        network.save_pretrained(staging, state_dict=weights)
+        network.config.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        publish_files(staging, folder)
+
+
+def publish_files(staging: Path, folder: Path) -> None:
+    """Move whole files to their place: what names the weights comes last, so that half a model never loads.
+
+    Until `run.json` says that the run is complete nothing of it counts.
+    """
+    files = sorted((path for path in staging.rglob("*") if path.is_file()), key=_weights_last)
+    for path in files:
+        sync(path)
+    for path in files:
+        target = folder / path.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    sync(folder)
+    shutil.rmtree(staging)
+
+
+def _weights_last(path: Path) -> tuple[int, str]:
+    """Shards mean nothing without their index, and nothing else means anything without weights."""
+    suffixes = "".join(path.suffixes)
+    return (2 if suffixes.endswith(".index.json") else 1 if path.suffix == ".safetensors" else 0), path.name
 
 
 @contextmanager
@@ -228,8 +270,15 @@ def explained_resources() -> Iterator[None]:
     except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise OutOfResources(
-                f"Out of memory: {error}. Halve --per_device_train_batch_size and double "
-                "--gradient_accumulation_steps (the result stays the same), or shorten --max_length / --image_size."
+                f"Out of memory: {error}. Checkpoints saved before are intact. Give --auto_batch true (smaller "
+                "micro-batches, the same result), then --gradient_checkpointing true, shorter --max_length or smaller "
+                "--image_size, and at last fewer trained weights: --mode peft, with --quantization nf4 on a GPU."
+            ) from error
+        if KILLED_WORKER.search(str(error)):
+            raise OutOfResources(
+                f"A data loader process was ended from outside: {error} Most often that is the system, short of "
+                "memory. Checkpoints saved before are intact: go on with --resume_from_checkpoint true, and fewer "
+                "--dataloader_num_workers (0: none)."
             ) from error
         if os.strerror(errno.ENOSPC) in str(error):  # safetensors and arrow give the text but no number
             raise OutOfResources(f"The disk is full: {error}. What was saved before is intact.") from error

@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 from torch import nn
 
+from hftl.auto_batch import check_auto_batch
 from hftl.config import Arguments
 from hftl.errors import UserError, unknown_name
 from hftl.models.adapters import adapter_of
@@ -61,8 +62,9 @@ def check_arguments(args: Arguments) -> None:
     if args.training.auto_find_batch_size:
         raise UserError(
             "--auto_find_batch_size restarts with already trained weights (transformers 5.23). "
-            "Choose --per_device_train_batch_size and --gradient_accumulation_steps."
+            "Give --auto_batch true, or choose --per_device_train_batch_size and --gradient_accumulation_steps."
         )
+    check_auto_batch(args)
     is_auto = (args.training.resume_from_checkpoint or "").lower() == "auto"
     resolve_checkpoint(args)
     if "output_dir" in args.given:
@@ -153,6 +155,24 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
     if "num_train_epochs" in args.given:
         schedule.pop("max_steps", None)
     args.set_defaults(schedule)
+    _set_head_rate(args)
+
+
+def _set_head_rate(args: Arguments) -> None:
+    """The adapter's own rate for the head, where the run has the adapter's own rate for the rest.
+
+    It is a part of `config.yaml`: a run that is repeated from there has a rate for the rest that counts as given.
+    """
+    adapter = adapter_of(args.model)
+    if adapter is None or args.model.head_learning_rate or "learning_rate" in args.given:
+        return
+    if adapter.head_learning_rate is not None:
+        args.filled["head_learning_rate"] = adapter.head_learning_rate
+
+
+def choose_head_rate(args: Arguments) -> float | None:
+    """That of the flag, or the one that `set_defaults` has filled in; None: the rate of the rest."""
+    return args.model.head_learning_rate or args.filled.get("head_learning_rate")
 
 
 def loader_defaults(training: transformers.TrainingArguments, modality: str) -> dict[str, Any]:
@@ -171,11 +191,3 @@ def loader_defaults(training: transformers.TrainingArguments, modality: str) -> 
 def describe_precision(training: transformers.TrainingArguments) -> str:
     """What products are computed in while training; the trained weights are float32."""
     return {"bf16": "bfloat16 autocast", "fp16": "float16 autocast"}.get(training.mixed_precision, "float32")
-
-
-def choose_head_rate(args: Arguments) -> float | None:
-    """That of the flag, or the adapter's own where the run has the adapter's own rate; None: the rate of the rest."""
-    adapter = adapter_of(args.model)
-    if args.model.head_learning_rate or adapter is None or "learning_rate" in args.given:
-        return args.model.head_learning_rate
-    return adapter.head_learning_rate

@@ -35,8 +35,9 @@ from hftl.data.labels import IGNORED
 from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
 from hftl.errors import TrainingDiverged, UserError
 from hftl.records import redact
-from hftl.resuming.checkpoints import clean, commit, rotate, staging_folder
+from hftl.resuming.checkpoints import clean, commit, find_damage, rotate, staging_folder
 from hftl.resuming.progress import STATE_FILE, Progress, has_ended, read_state
+from hftl.spikes import WarnOfSpikes
 from hftl.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class SummedLoss:
     def __init__(self, sum_loss: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
         self.sum_loss = sum_loss
         self.is_finite: torch.Tensor | None = None
+        self.parts: list[torch.Tensor] = []  # of the current step, one of each micro-batch
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
@@ -59,6 +61,7 @@ class SummedLoss:
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = self.sum_loss(outputs, labels) / count
         if torch.is_grad_enabled():
+            self.parts.append(loss.detach())
             finite = torch.isfinite(loss.detach())
             self.is_finite = finite if self.is_finite is None else self.is_finite & finite
         return loss
@@ -209,6 +212,7 @@ class FineTuningTrainer(Trainer):
         self.loss = loss
         self.progress = Progress(self)
         self.add_callback(StopWhenNotFinite(loss))
+        self.add_callback(WarnOfSpikes(loss.parts))
         self.add_callback(self.progress)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -383,6 +387,18 @@ class FineTuningTrainer(Trainer):
         if self.accelerator.scaler is None and self.loss.is_finite is not None:
             self.loss.is_finite = self.loss.is_finite & torch.isfinite(torch.as_tensor(norm)).to(self.loss.is_finite)
         return norm
+
+    def _load_best_model(self) -> None:
+        """The stock load, of a checkpoint that still is what was written; the stock one only logs that it is gone."""
+        best = Path(self.state.best_model_checkpoint)
+        is_ours = best.parent.absolute() == Path(self.args.output_dir).absolute()  # or of a stock run gone on with
+        if is_ours and (damage := find_damage(best)):
+            raise UserError(
+                f"{best}, the best checkpoint, does not count any more: {damage}. Training is over; for its last "
+                "weights run the same command with --resume_from_checkpoint true --load_best_model_at_end false "
+                "--allow_change true."
+            )
+        super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A checkpoint without all weights is an error; the stock trainer logs a line and goes on with other ones."""

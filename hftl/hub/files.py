@@ -33,7 +33,7 @@ ALLOWED = (
 # the one that goes up is rendered from run.json.
 STAYING = (
     *("run.json", "config.yaml", "predictions.parquet", CANARY_FILE, STATE_FILE, CARD, "merge.json"),
-    *("trainer_state.json", "checkpoint-*", "runs", ".*.tmp", "_tmp-*"),
+    *("trainer_state.json", "checkpoint-*", "runs", ".*.tmp", "_tmp-*", ".lock"),
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy")
 CONFIGURATIONS = ("*config.json", "*_map.json", "*.jinja", CARD)  # where a path can only be a mistake

@@ -32,7 +32,7 @@ def staging_folder(folder: Path, step: int) -> Path:
 
 def clean(folder: Path) -> None:
     """Remove what a killed run was writing or deleting."""
-    for path in folder.glob(f"{STAGING}*checkpoint-*"):
+    for path in folder.glob(f"{STAGING}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -47,16 +47,16 @@ def commit(staging: Path, target: Path, content: Mapping[str, Any]) -> None:
     files = {}
     for path in _list_files(staging):
         files[path.relative_to(staging).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        _sync(path)
+        sync(path)
     manifest = {"schema": SCHEMA, **content, "files": files}
     manifest["sha256"] = _digest_manifest(manifest)
     write_atomically(staging / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
     for directory in {path.parent for path in _list_files(staging)} | {staging}:
-        _sync(directory)
+        sync(directory)
     if target.exists():
         _move_aside(target)
     os.rename(staging, target)
-    _sync(target.parent)
+    sync(target.parent)
     clean(target.parent)
 
 
@@ -175,7 +175,7 @@ def _digest_manifest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

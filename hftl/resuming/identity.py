@@ -35,6 +35,7 @@ VERSIONED = ("hftl", "torch", "transformers", "peft", "accelerate", "datasets", 
 # Settings that change no number, or that are compared by what they lead to: rows, weights, the size of a step.
 HARMLESS = (
     *("logging_", "log_", "save_", "hub_", "push_", "report_to", "run_name", "project", "trackio_", "show_example"),
+    "auto_batch",
     *("dataloader_num_workers", "dataloader_p", "per_device_", "ddp_"),
     *("num_test_examples", "test_file", "evaluate_test"),
 )
@@ -107,7 +108,6 @@ def describe_identity(args: Arguments, examples: Examples, loaded: Any) -> dict[
     """
     settings = {name: value for name, value in args.resolved().items() if not name.startswith(HARMLESS)}
     settings = {name: value for name, value in settings.items() if name not in COMPARED_BY_CONTENT}
-    training = args.training
     return {
         "settings": settings,
         "config_hash": compute_config_hash(settings),
@@ -117,10 +117,17 @@ def describe_identity(args: Arguments, examples: Examples, loaded: Any) -> dict[
             "name": Path(args.model.model_name_or_path).name,
             "weights": _sample_weights(loaded.network, loaded.new_parameters),
         },
+        **describe_division(args.training),
+        "versions": {name: metadata.version(name) for name in VERSIONED},
+    }
+
+
+def describe_division(training: Any) -> dict[str, int]:
+    """How the rows of a step are divided."""
+    return {
         "world_size": training.world_size,
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "versions": {name: metadata.version(name) for name in VERSIONED},
     }
 
 

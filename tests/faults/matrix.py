@@ -24,6 +24,7 @@ class Row(NamedTuple):
 
 DAMAGED, EXACT, SIGNALS = "faults/test_damaged_checkpoints.py", "faults/test_exact_resume.py", "faults/test_signals.py"
 TRAINER, PROCESSES, WRONG = "test_trainer.py", "test_multiprocess.py", "faults/test_wrong_input.py"
+END_OF_RUN = "faults/test_end_of_run.py"
 
 ROWS = [
     Row(1, "`kill -9` before any write of a save", "half a checkpoint under a checkpoint's name",
@@ -32,6 +33,9 @@ ROWS = [
     Row(1, "`kill -9` at random moments of a run, again and again", "stops at half a checkpoint, if there is one",
         "the run that gets through equals the undisturbed one, bit for bit",
         "faults/test_random_kills.py::test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one"),
+    Row(1, "a kill while the final model is put in its place", "half a model",
+        "nothing that loads: the weights come last, each file whole",
+        f"{END_OF_RUN}::test_a_kill_while_the_final_model_is_put_in_its_place_leaves_nothing_that_loads"),
     Row(2, "a file of the newest checkpoint is truncated", "an exception",
         "passed over with a warning that names the file; the one before is taken",
         f"{DAMAGED}::test_any_damage_to_any_file_is_seen_and_the_checkpoint_before_is_taken"),
@@ -86,18 +90,26 @@ ROWS = [
         f"{TRAINER}::test_a_nan_loss_stops_the_run_at_its_step_and_nothing_is_saved_after"),
     Row(16, "a gradient becomes infinite", "saves NaN weights", "exit code 3 before that step is saved",
         f"{TRAINER}::test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_saved"),
-    Row(16, "the loss jumps up", "trains on", "trains on", OPEN),
+    Row(16, "the loss jumps up", "trains on", "a warning with step, loss, usual loss and what to set; trains on",
+        "faults/test_spikes.py::test_a_run_names_the_step_and_what_is_usual_and_trains_on"),
     Row(17, "a learning rate of 1e30", "a plausible train loss", "exit code 3, and no model is left",
         f"{WRONG}::test_a_run_that_diverges_ends_with_code_3_and_leaves_no_model"),
     Row(18, "the metric that chooses the best is NaN", "no best, silently", "a warning with its name and the step",
         f"{TRAINER}::test_a_metric_that_is_not_a_number_is_named"),
+    Row(18, "the best checkpoint was damaged when it is loaded at the end", "loads it, or logs that it is gone",
+        "exit code 2, with the file that changed",
+        f"{END_OF_RUN}::test_a_best_checkpoint_that_was_damaged_is_an_error_and_not_silent"),
     Row(19, "memory runs out in training", "restarts with trained weights, under `auto_find_batch_size`",
-        "exit code 4 and what to set; a smaller batch is not tried (open)",
-        f"{WRONG}::test_running_out_of_memory_or_disk_ends_with_code_4"),
+        "exit code 4 and what to set; checkpoints are intact",
+        "test_auto_batch.py::test_memory_that_runs_out_later_ends_with_code_4_and_the_checkpoint_is_intact"),
+    Row(19, "the batch asked for does not fit", "as above",
+        "`--auto_batch` divides it before the first step: losses and weights are the same within 1e-6",
+        "test_auto_batch.py::test_the_result_is_that_of_the_batch_asked_for_and_goes_on_as_it_was_divided"),
     Row(20, "memory runs out in evaluation", "an exception",
         "again with half the batch; several processes: exit code 4",
         f"{TRAINER}::test_evaluation_out_of_memory_goes_on_with_half_the_batch"),
-    Row(26, "a loader process is killed", "an exception", "the same exception", OPEN),
+    Row(26, "a loader process is killed", "an exception", "exit code 4 and what to set; the last checkpoint goes on",
+        f"{END_OF_RUN}::test_a_loader_process_that_is_killed_ends_with_code_4_and_the_run_goes_on"),
     Row(27, "predictions with length grouping", "in another order", "in the order of the rows",
         f"{TRAINER}::test_the_training_order_does_not_reach_predictions"),
     Row(28, "accumulation, or two processes, instead of a large batch", "the loss is a multiple for most heads",
@@ -108,7 +120,8 @@ ROWS = [
     Row(37, "the clock jumps, or the disk keeps no times", "deletes the wrong checkpoint", "goes by step",
         f"{DAMAGED}::test_the_newest_and_the_best_are_never_deleted"),
     Row(38, "two processes in one run folder", "they mix",
-        "the second is refused only once the first has files", OPEN),
+        "exit code 2 for the second, which says who is there; a killed one holds nothing",
+        "faults/test_lock.py::test_a_second_process_is_refused_and_told_who_is_there"),
 ]  # fmt: skip
 
 

@@ -234,7 +234,7 @@ def test_a_kill_before_any_write_of_a_save_leaves_a_whole_checkpoint_and_no_half
         trainer.args.output_dir = before
 
 
-@pytest.mark.parametrize("function", ["torch.save", "hftl.trainer.commit", "hftl.resuming.checkpoints._sync"])
+@pytest.mark.parametrize("function", ["torch.save", "hftl.trainer.commit", "hftl.resuming.checkpoints.sync"])
 def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(tmp_path, monkeypatch, function):
     trainer = build_trainer(tmp_path, "bert", build_network("bert"), build_rows("bert"), **SAVES)
     trainer.train()

@@ -462,9 +462,12 @@ def test_a_run_that_diverges_ends_with_code_3_and_leaves_no_model(train):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), "Out of memory: .*Halve --per_device_train_batch_size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Out of memory: .*Halve"),
-        (MemoryError(), "Out of memory: .*Halve"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "Out of memory: .*--auto_batch.*--gradient_ch.*peft.*nf4",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Out of memory: .*--auto_batch"),
+        (MemoryError(), "Out of memory: .*--auto_batch"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "The disk is full: .*What was saved before is intact"),
     ],
     ids=["cuda", "cpu", "python", "disk"],
