@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow.compute as pc
 from PIL import Image
 
+from hftl.data import conll
 from hftl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ def ending(path: str | Path) -> str:
 def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
     if not path.is_file():
         raise UserError(f"There is no file {path} (working folder: {Path.cwd()}).")
+    if ending(path) in conll.ENDINGS:
+        return conll.read_conll(path)
     if not is_table(path):
         raise UserError(f"{path} has an unknown ending; expected one of {', '.join(TABLE_FORMATS)}, also with .gz.")
     if path.stat().st_size == 0:

@@ -276,6 +276,7 @@ def check_window(columns: dict[str, list], folder: Path) -> tuple[dict[str, list
     """Texts as texts, images decoded, chats in the usual words; and what is wrong with each row."""
     readers: dict[str, Callable[[Any], Any]] = {
         "image": lambda value: _read_image(value, folder),
+        "words": _read_words,
         "messages": lambda value: read_chat(value, "The row"),
     }
     read = {name: list(_read_all(values, readers.get(name, _read_text), name)) for name, values in columns.items()}
@@ -305,6 +306,13 @@ def _read_text(value: Any) -> str:
     if not text.split():
         raise UserError("empty text")
     return text
+
+
+def _read_words(value: Any) -> list[str]:
+    words = [value] if isinstance(value, str) else [str(word) for word in value or []]
+    if not words or not all(word.split() for word in words):
+        raise UserError("empty word" if words else "no words")
+    return words
 
 
 def _read_image(value: Any, folder: Path) -> Image.Image:

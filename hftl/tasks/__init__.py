@@ -7,11 +7,13 @@ from hftl.tasks.base import Score, Task
 from hftl.tasks.causal_lm import CausalLM
 from hftl.tasks.image_classification import ImageClassification
 from hftl.tasks.text_classification import TextClassification
+from hftl.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
     "text-classification": TextClassification,
     "image-classification": ImageClassification,
     "causal-lm": CausalLM,
+    "token-classification": TokenClassification,
 }
 
 

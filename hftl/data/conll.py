@@ -1,0 +1,54 @@
+"""What does a CoNLL file hold? One word a line with its columns, an empty line after a sentence.
+
+The first column is the word and the last one its tag (CoNLL-2000, 2002, 2003); in the ten columns of CoNLL-U the
+second and the fourth (UPOS). It must not know what a tag means.
+"""
+
+from pathlib import Path
+
+import datasets
+
+from hftl.errors import UserError
+
+ENDINGS = (".conll", ".conllu", ".iob", ".bio", ".txt")
+DOCUMENT_START = "-DOCSTART-"
+UNIVERSAL_COLUMNS = 10
+
+
+def read_conll(path: Path) -> datasets.Dataset:
+    """The sentences of a file.
+
+    Raises:
+        UserError: it is not UTF-8, holds no sentence, or a line has another number of columns than the first.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}); convert it, e.g. `iconv -f latin1 -t utf-8`.") from error
+    rows: dict[str, list[list[str]]] = {"tokens": [], "tags": []}
+    words, tags, width = [], [], 0
+    for number, line in enumerate([*lines, ""], 1):
+        if not line.strip():
+            if words:
+                rows["tokens"].append(words)
+                rows["tags"].append(tags)
+            words, tags = [], []
+            continue
+        if line.startswith(DOCUMENT_START) or (line.startswith("#") and (not words or len(line.split()) != width)):
+            continue
+        columns = line.split("\t") if "\t" in line else line.split()
+        width = width or len(columns)
+        if len(columns) != width or width < 2:
+            raise UserError(
+                f"{path}, line {number}: found {len(columns)} columns, expected {max(2, width)}: a word first, its "
+                "tag last, an empty line after each sentence."
+            )
+        if width == UNIVERSAL_COLUMNS and columns[0].replace("-", "").replace(".", "").isdigit():
+            if not columns[0].isdigit():  # a contraction, or an empty node: its parts have lines of their own
+                continue
+            columns = [columns[1], columns[3]]
+        words.append(columns[0])
+        tags.append(columns[-1])
+    if not rows["tokens"]:
+        raise UserError(f"{path} holds no sentence; expected one word a line with its tag, e.g. `Paris B-LOC`.")
+    return datasets.Dataset.from_dict(rows)
