@@ -167,6 +167,11 @@ DATASETS = {
         "validation": "3bb6f41b0a87549aeab6c11bc4a815770b35c64e916b9d6bba869260767ecc7b",
         "test": "e1caa85877f1954d19eb01bb1fc082d00cf73fe2e082cf40a5716f282269d52c",
     },
+    "wordnet-words": {
+        "train": "be2a9dfcb3786740080bcd29dc12911453bfe70d21d74bcc98fcb8ff74b7a4f9",
+        "validation": "5acd602e1b363cfa4b0d9155a43e997efb2423d9b60586e0896a60f480480783",
+        "test": "25d3e21f9668ebfff4d06860bde4b090f0e3bcf415a6a3a05880ab0e8a5abcb3",
+    },
     "fashion-mnist": {
         "train": "f47ff6b18d38b875a96de157cdb4d45b6c562695f3ba45f41bea00a93a51cf14",
         "validation": "74fc9d2dcadad724c50ad680b70564a5cd52b8972f9cbf8269619a34f0ce8ea3",

@@ -35,7 +35,9 @@ def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
 class DataArguments:
     """Which rows are used, and which of their columns."""
 
-    task: str = _option("text-classification", "text-classification, image-classification or causal-lm.")
+    task: str = _option(
+        "text-classification", "text-classification, image-classification, token-classification or causal-lm."
+    )
     dataset: str | None = _option(None, "Hub id, folder, file or bundled:NAME.")
     dataset_config: str | None = _option(None, "Configuration name of a Hub data set.")
     dataset_revision: str | None = _option(None, "Revision (commit, tag or branch) of a Hub data set.")

@@ -14,7 +14,12 @@ from hftl.hub.stage import is_local
 
 # As hftl/assets.py and hftl/bundled/README.md have them, under the Hub's names.
 BUNDLED_MODELS = {"minilm-l6": "apache-2.0", "efficientnet-lite0": "apache-2.0", "smollm2": "apache-2.0"}
-BUNDLED_DATA = {"wordnet": "wordnet", "wordnet-definitions": "wordnet", "fashion-mnist": "mit"}
+BUNDLED_DATA = {
+    "wordnet": "wordnet",
+    "wordnet-definitions": "wordnet",
+    "wordnet-words": "wordnet",
+    "fashion-mnist": "mit",
+}
 
 
 def find_licence(name: str, repo_type: str, *, is_offline: bool) -> str | None:

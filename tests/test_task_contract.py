@@ -1,0 +1,98 @@
+"""Every task that is not a label a row, in its modes: a run is complete and plain libraries give its answers.
+
+A new task is one line of `TASK_CASES` and the function that writes its tiny data.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import transformers
+from peft import PeftModel
+
+import hftl
+from hftl.config import parse_args
+from hftl.hub.load_check import build_inputs, compute_logits
+from hftl.records import CANARY_FILE, RunRecord, read_predictions
+from hftl.run import run
+from hftl.tasks import TASKS, build_task, scores_of
+from tests import tiny
+
+
+def write_words(folder: Path) -> None:
+    for split, seed in (("train", 0), ("test", 1)):
+        rows = tiny.make_texts(24 if split == "train" else 9, seed=seed)
+        words = [row["text"].split() for row in rows]
+        tags = [["B-X" if word in tiny.CLASS_WORDS[0] else "O" for word in row] for row in words]
+        table = [{"tokens": row, "tags": marks} for row, marks in zip(words, tags, strict=True)]
+        tiny.write_jsonl(folder / f"{split}.jsonl", table)
+
+
+# task -> (what writes its tiny checkpoint, what writes train.jsonl and test.jsonl)
+TASK_CASES = {
+    "token-classification": (tiny.write_tiny_bert, write_words),
+}
+MODES = [(task, mode) for task in TASK_CASES for mode in TASKS[task].modes]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    base, done = tmp_path_factory.mktemp("tasks"), {}
+
+    def get(task: str, mode: str) -> tuple[RunRecord, Path, Path]:
+        data = base / task
+        if not data.exists():
+            write_checkpoint, write_data = TASK_CASES[task]
+            write_checkpoint(data / "checkpoint")
+            write_data(data)
+        if (task, mode) not in done:
+            words = ["--task", task, "--train_file", f"{data}/train.jsonl", "--test_file", f"{data}/test.jsonl"]
+            words += ["--model_name_or_path", f"{data}/checkpoint", "--output_dir", f"{base}/{task}-{mode}"]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HFTL_CACHE", str(base / "cache"))
+                record = run(parse_args([*words, "--max_steps", "3"], mode=mode))
+            done[task, mode] = record, base / f"{task}-{mode}", data
+        return done[task, mode]
+
+    return get
+
+
+@pytest.mark.parametrize("task, mode", MODES)
+def test_plain_libraries_give_the_stored_answers(task, mode, runs):
+    _, folder, data = runs(task, mode)
+    kind = build_task(task)
+    auto = getattr(transformers, kind.auto_model)
+    if mode == "peft":
+        config = transformers.AutoConfig.from_pretrained(folder)
+        base = auto.from_pretrained(data / "checkpoint", config=config, ignore_mismatched_sizes=True)
+        network = PeftModel.from_pretrained(base, folder).eval()
+    else:
+        network = auto.from_pretrained(folder).eval()
+    processor = getattr(transformers, kind.processor_class).from_pretrained(folder)
+    rows = pq.read_table(folder / CANARY_FILE).to_pylist()
+    assert len(rows) == kind.num_canary_rows
+    for row in rows:
+        found = compute_logits(network, build_inputs(processor, row), kind.outputs, is_last=kind.is_answer_last)
+        found = found if row.get("logit_ids") is None else found[row["logit_ids"]]
+        np.testing.assert_allclose(found, row["logits"], atol=2e-5)
+
+
+@pytest.mark.parametrize("task, mode", MODES)
+def test_run_folder_is_complete_and_its_rows_add_up(task, mode, runs):
+    record, folder, _ = runs(task, mode)
+    assert (record.status, record.mode, set(record.metrics)) == ("completed", mode, {"validation", "test"})
+    table = read_predictions(folder)
+    for name, score in scores_of(record.data["problem_type"]).items():
+        assert np.isfinite(record.metrics["test"][name])
+        if score.by_row is not None and np.isfinite(by_row := score.by_row(table)).all():
+            assert by_row.mean() == pytest.approx(record.metrics["test"][name], abs=1e-6)
+
+
+@pytest.mark.parametrize("task", TASK_CASES)
+def test_rows_without_targets_are_answered(task, runs):
+    _, folder, data = runs(task, "full")
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    answers = hftl.load(folder).predict(rows)
+    assert [answer["row_id"] for answer in answers] == list(range(len(rows)))
