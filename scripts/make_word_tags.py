@@ -6,8 +6,9 @@
 A synset's gloss quotes sentences that use one of its words. In each, the first word that is one of the synset's (as
 it stands, or with a regular ending) gets the tag B-NOUN, B-VERB, B-ADJ or B-ADV, all others O. So a tagger has to say
 which word of a sentence a dictionary would quote it for. Sentences in which none is found are left out; so are those
-of fewer than three words, and second copies. 6,000 rows are train, 1,000 validation and 2,000 test, the first ones in the
-order of the sha256 of their sentences. Source: WordNet 3.0, Princeton University, WordNet 3.0 license, from Debian `wordnet-base`.
+of fewer than three words, and second copies. 6,000 rows are train, 1,000 validation and 2,000 test, in the order
+of the sha256 of their sentences. Source: WordNet 3.0, Princeton University, WordNet 3.0 license, from Debian
+`wordnet-base`.
 """
 
 import argparse
