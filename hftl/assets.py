@@ -63,7 +63,8 @@ def resolve_dataset(name: str) -> dict[str, str]:
     if name.removeprefix(PREFIX) in SCENES:
         sources = resolve_dataset(f"{PREFIX}fashion-mnist")
         folder = _build_once(
-            cache_dir() / f"{name.removeprefix(PREFIX)}-v{SCENES_VERSION}", lambda target: write_scenes(sources, target)
+            cache_dir() / f"{name.removeprefix(PREFIX)}-v{SCENES_VERSION}",
+            lambda target: write_scenes(sources, target),
         )
         return {split: str(folder / f"{split}.parquet") for split in sources}
     sha256_of = _find(DATASETS, name, "bundled data set")

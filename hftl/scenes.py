@@ -1,4 +1,4 @@
-"""Scenes of several garments with exact masks and boxes, composed of Fashion-MNIST: what `bundled:fashion-scenes` holds.
+"""Scenes of several garments with exact masks and boxes, made of Fashion-MNIST: what `bundled:fashion-scenes` holds.
 
 A pixel belongs to a garment if the garment was drawn on it last, so masks and boxes are exact by construction. Every
 scene is drawn from (split, its number): the same files each time. A garment of one split is in no other split.
