@@ -122,20 +122,21 @@ def _find_fault(image: dict | None, mask: dict | None) -> str | None:
     if mask is None:
         return "it has no mask. Add it, or remove the row."
     try:
-        opened = _open(mask)
-        if opened.mode not in MASK_MODES:
-            return (
-                f"{_name(mask)} is an image of mode {opened.mode}; expected one number a pixel (mode L or P). Turn "
-                "colours into class numbers."
-            )
-        opened.load()
+        with _open(mask) as opened:
+            mode, found = opened.mode, opened.size
+            opened.load()
     except Exception as error:  # each format of Pillow fails in its own way
         return f"{_name(mask)} cannot be read: {error}. Repair it, or remove the row."
-    size = _upright_size(image)
-    if size is not None and size != opened.size:
+    if mode not in MASK_MODES:
         return (
-            f"{_name(mask)} is {opened.width} x {opened.height} pixels, its image {size[0]} x {size[1]}. "
-            "Give both the same size."
+            f"{_name(mask)} is an image of mode {mode}; expected one number a pixel (mode L or P). Turn colours into "
+            "class numbers."
+        )
+    size = _upright_size(image)
+    if size is not None and size != found:
+        return (
+            f"{_name(mask)} is {found[0]} x {found[1]} pixels, its image {size[0]} x {size[1]}. Give both the same "
+            "size."
         )
     return None
 
