@@ -18,8 +18,7 @@ from hftl.data.files import read_folder
 from hftl.data.labels import IGNORED
 from hftl.data.masks import name_classes, read_masks, to_classes
 from hftl.errors import UserError
-from hftl.metrics import compute_pixel_report
-from hftl.metrics.rows import ROW_SCORES
+from hftl.metrics.segmentation import compute_pixel_report
 from hftl.records import read_predictions
 from hftl.run import run
 from hftl.tasks.semantic_segmentation import MaskCollator, SemanticSegmentation
@@ -123,8 +122,8 @@ def test_scores_are_those_worked_out_by_hand():
     assert report["pixel_accuracy"] == pytest.approx(11 / 14)
     assert report["mean_class_accuracy"] == pytest.approx((9 / 10 + 2 / 4) / 2)
     assert report["per_class_iou"]["b"] == {"iou": second, "accuracy": 0.5, "num_pixels": 4}
-    for name in ("mean_iou", "pixel_accuracy"):
-        assert ROW_SCORES[name](counts).mean() == pytest.approx(report[name])
+    for name, score in SemanticSegmentation.scores.items():
+        assert score.by_row(counts).mean() == pytest.approx(report[name])
 
 
 def test_spread_of_mean_iou_is_that_of_a_bootstrap():
@@ -132,7 +131,7 @@ def test_spread_of_mean_iou_is_that_of_a_bootstrap():
     actual = draw.integers(20, 60, (80, 3))
     intersection = (actual * draw.uniform(0.4, 0.9, (80, 3))).astype(int)
     counts = {"intersection": intersection, "predicted": intersection + 10, "actual": actual}
-    spread = ROW_SCORES["mean_iou"](counts).std() / np.sqrt(80)
+    spread = SemanticSegmentation.scores["mean_iou"].by_row(counts).std() / np.sqrt(80)
     draws = [draw.integers(0, 80, 80) for _ in range(400)]
     values = [
         compute_pixel_report({n: v[rows] for n, v in counts.items()}, ("a", "b", "c"))["mean_iou"] for rows in draws
@@ -146,7 +145,7 @@ def test_ignored_pixels_count_neither_in_the_loss_nor_in_the_scores():
     logits[0, 1, :2] = 9.0  # the upper half says class 1, which is wrong
     labels[0, :2] = IGNORED
     assert task.reduce(logits, labels).tolist() == [[8, 0, 8, 0, 8, 0]]
-    loss = task.sum_loss({"logits": logits}, labels, "semantic_segmentation", 0.0)
+    loss = task.sum_loss({"logits": logits}, labels, "semantic-segmentation", 0.0)
     assert loss.item() == pytest.approx(8 * np.log(2), rel=1e-5)
 
 
@@ -156,7 +155,7 @@ def test_loss_is_that_of_the_stock_head(files):
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         outputs = network(pixel_values=pixels, labels=labels)
-    ours = SemanticSegmentation().sum_loss(outputs, labels, "semantic_segmentation", 0.0) / labels.numel()
+    ours = SemanticSegmentation().sum_loss(outputs, labels, "semantic-segmentation", 0.0) / labels.numel()
     assert ours.item() == pytest.approx(outputs.loss.item(), rel=1e-5)
 
 

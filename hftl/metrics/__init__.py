@@ -13,8 +13,8 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from hftl.errors import UserError, unknown_name
-from hftl.metrics import classification, language, multilabel, regression, segmentation
-from hftl.metrics.base import LANGUAGE, MULTI_LABEL, PIXEL_COUNTS, REGRESSION, SEGMENTATION, SINGLE_LABEL, TOKEN_SUMS
+from hftl.metrics import classification, language, multilabel, regression
+from hftl.metrics.base import LANGUAGE, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKEN_SUMS
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,6 @@ METRICS: dict[str, type[evaluate.Metric]] = {
     "perplexity": language.Perplexity,
     "bits_per_byte": language.BitsPerByte,
     "token_accuracy": language.TokenAccuracy,
-    "mean_iou": segmentation.MeanIoU,
-    "pixel_accuracy": segmentation.PixelAccuracy,
-    "mean_class_accuracy": segmentation.MeanClassAccuracy,
-    "per_class_iou": segmentation.PerClassIoU,
     "per_class": classification.PerClass,
     "confusion_matrix": classification.ConfusionMatrix,
 }
@@ -48,7 +44,7 @@ METRICS: dict[str, type[evaluate.Metric]] = {
 _SCORES = {name: cls.greater_is_better for name, cls in METRICS.items() if cls.greater_is_better is not None}
 _REPORT = {
     problem_type: tuple(name for name, cls in METRICS.items() if problem_type in cls.inputs)
-    for problem_type in (SINGLE_LABEL, MULTI_LABEL, REGRESSION, LANGUAGE, SEGMENTATION)
+    for problem_type in (SINGLE_LABEL, MULTI_LABEL, REGRESSION, LANGUAGE)
 }
 
 PROBLEM_METRICS: dict[str, tuple[str, ...]] = {
@@ -64,7 +60,6 @@ BEST_METRIC: dict[str, tuple[str, bool]] = {
         MULTI_LABEL: "f1_micro",
         REGRESSION: "mse",
         LANGUAGE: "bits_per_byte",
-        SEGMENTATION: "mean_iou",
     }.items()
 }
 """Problem type -> (the metric that selects a checkpoint by default, whether greater is better)."""
@@ -159,25 +154,6 @@ def compute_token_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     result = {}
     for name in PROBLEM_METRICS[LANGUAGE]:
         result.update(load_metric(name)._compute(**{column: np.asarray(sums[column]) for column in TOKEN_SUMS}))
-    return result
-
-
-def compute_pixel_report(counts: Mapping[str, np.ndarray], label_names: Sequence[str]) -> dict:
-    """Every score of a segmentation, and the table of its classes.
-
-    Args:
-        counts: the columns of `PIXEL_COUNTS`, [N, C] each.
-        label_names: the C class names.
-
-    Raises:
-        UserError: no pixel has a class.
-    """
-    if not np.sum(counts["actual"]):
-        raise UserError("No pixels to compute metrics on: no mask has a class. Check the split.")
-    result = {}
-    for name in _REPORT[SEGMENTATION]:
-        columns = {column: np.asarray(counts[column], dtype=np.int64) for column in PIXEL_COUNTS}
-        result.update(load_metric(name, label_names)._compute(**columns))
     return result
 
 

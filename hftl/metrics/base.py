@@ -12,7 +12,6 @@ from datasets import Features, List, Value
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
-SEGMENTATION = "semantic_segmentation"
 LANGUAGE = "language_modeling"  # not a problem type of transformers: there are no labels
 
 # The columns a metric can ask for, one row an example. "predictions" are what `compute_predictions` returns.
@@ -28,9 +27,6 @@ TOKEN_SUMS = Features(
     num_correct=Value("int64"),
     num_bytes=Value("int64"),
 )
-
-# Pixels of each class in one image: foreseen and there, foreseen, there. Pixels without a class are not counted.
-PIXEL_COUNTS = Features(intersection=List(Value("int64")), predicted=List(Value("int64")), actual=List(Value("int64")))
 
 
 class InMemoryMetric(evaluate.Metric):

@@ -33,14 +33,6 @@ def _spread_perplexity(table: dict[str, np.ndarray]) -> np.ndarray:
     return np.exp(loss.mean()) * (1 + loss - loss.mean())
 
 
-def _spread_mean_iou(table: dict[str, np.ndarray]) -> np.ndarray:
-    """The mean over classes of ratios, each of them linearized."""
-    intersection = table["intersection"].astype(float)  # [N, C]
-    union = table["predicted"] + table["actual"] - intersection
-    occurring = np.flatnonzero(union.sum(0))
-    return np.mean([_linearize(intersection[:, k], union[:, k]) for k in occurring], axis=0)
-
-
 # The part of each row of metrics that are means over rows, [N] from the columns of predictions.parquet.
 ROW_SCORES: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {
     "accuracy": lambda table: (table["label"] == table["prediction"]).astype(float),
@@ -52,6 +44,4 @@ ROW_SCORES: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {
     "bits_per_byte": lambda table: linearize(table["negative_log_likelihood"], np.log(2) * table["num_bytes"]),
     "token_accuracy": lambda table: linearize(table["num_correct"], table["num_tokens"]),
     "perplexity": _spread_perplexity,
-    "mean_iou": _spread_mean_iou,
-    "pixel_accuracy": lambda table: _linearize(table["intersection"].sum(1), table["actual"].sum(1)),
 }

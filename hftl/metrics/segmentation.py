@@ -4,60 +4,69 @@ Counts are summed over the images first, so that a large image counts as much as
 once. Must not know: logits, models, sizes of images.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
-from hftl.metrics.base import PIXEL_COUNTS, SEGMENTATION, InMemoryMetric
+from hftl.errors import UserError
+from hftl.metrics.rows import linearize
+
+# Columns [N, C]: pixels of each class in each image that are foreseen and there, foreseen, there. Pixels of which
+# nothing is known are not counted.
+PIXEL_COUNTS = ("intersection", "predicted", "actual")
+Counts = Mapping[str, np.ndarray]
 
 
-def compute_iou(intersection: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, [C], from counts [N, C]; nan where a class neither is nor is foreseen."""
-    both, either = np.sum(intersection, 0), np.sum(predicted, 0) + np.sum(actual, 0) - np.sum(intersection, 0)
-    return _divide(both, either)
+def compute_pixel_report(counts: Counts, label_names: Sequence[str]) -> dict[str, Any]:
+    """Every score, and the table of the classes.
+
+    Args:
+        counts: the columns of `PIXEL_COUNTS`.
+        label_names: the C class names.
+
+    Returns:
+        `mean_iou`: mean over the classes of intersection over union (Jaccard), without classes that occur nowhere;
+        `pixel_accuracy`: share of the pixels whose class is right; `mean_class_accuracy`: mean over the classes of the
+        share of their pixels that is found; `per_class_iou`: of each class intersection over union, accuracy and true
+        pixels, nan for what is undefined.
+
+    Raises:
+        UserError: no pixel has a class.
+    """
+    intersection, predicted, actual = (np.sum(counts[name], axis=0, dtype=np.int64) for name in PIXEL_COUNTS)
+    if not actual.sum():
+        raise UserError("No pixels to compute metrics on: no mask has a class. Check the split.")
+    iou, found = _divide(intersection, predicted + actual - intersection), _divide(intersection, actual)
+    table = {
+        name: {"iou": float(iou[k]), "accuracy": float(found[k]), "num_pixels": int(actual[k])}
+        for k, name in enumerate(label_names)
+    }
+    return {
+        "mean_iou": float(np.nanmean(iou)),
+        "pixel_accuracy": float(intersection.sum() / actual.sum()),
+        "mean_class_accuracy": float(np.nanmean(found)),
+        "per_class_iou": table,
+    }
 
 
 def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
-class MeanIoU(InMemoryMetric):
-    """Mean over the classes of intersection over union (Jaccard); classes that occur nowhere do not count."""
-
-    inputs = {SEGMENTATION: PIXEL_COUNTS}
-
-    def _compute(self, intersection, predicted, actual):
-        return {"mean_iou": float(np.nanmean(compute_iou(*map(np.asarray, (intersection, predicted, actual)))))}
+def spread_mean_iou(counts: Counts) -> np.ndarray:
+    """[N] values whose mean is the mean IoU: a mean over classes of ratios, each of them linearized."""
+    intersection = counts["intersection"].astype(float)
+    union = counts["predicted"] + counts["actual"] - intersection
+    return np.mean([linearize(intersection[:, k], union[:, k]) for k in np.flatnonzero(union.sum(0))], axis=0)
 
 
-class PixelAccuracy(InMemoryMetric):
-    """Share of the pixels whose class is right."""
-
-    inputs = {SEGMENTATION: PIXEL_COUNTS}
-
-    def _compute(self, intersection, predicted, actual):
-        return {"pixel_accuracy": float(np.sum(intersection) / np.sum(actual))}
+def spread_pixel_accuracy(counts: Counts) -> np.ndarray:
+    """[N] values whose mean is the pixel accuracy."""
+    return linearize(counts["intersection"].sum(1), counts["actual"].sum(1))
 
 
-class MeanClassAccuracy(InMemoryMetric):
-    """Mean over the classes of the share of their pixels that is found."""
-
-    inputs = {SEGMENTATION: PIXEL_COUNTS}
-
-    def _compute(self, intersection, predicted, actual):
-        return {"mean_class_accuracy": float(np.nanmean(_divide(np.sum(intersection, 0), np.sum(actual, 0))))}
-
-
-class PerClassIoU(InMemoryMetric):
-    """Intersection over union, accuracy and true pixels of each class; None for a class that occurs nowhere."""
-
-    inputs = {SEGMENTATION: PIXEL_COUNTS}
-    greater_is_better = None
-
-    def _compute(self, intersection, predicted, actual):
-        intersection, predicted, actual = map(np.asarray, (intersection, predicted, actual))
-        iou, found = compute_iou(intersection, predicted, actual), _divide(intersection.sum(0), actual.sum(0))
-        names = self.label_names or [str(index) for index in range(len(iou))]
-        table = {
-            name: {"iou": float(iou[k]), "accuracy": float(found[k]), "num_pixels": int(actual[:, k].sum())}
-            for k, name in enumerate(names)
-        }
-        return {"per_class_iou": table}
+def spread_mean_class_accuracy(counts: Counts) -> np.ndarray:
+    """[N] values whose mean is the mean class accuracy."""
+    intersection, actual = counts["intersection"].astype(float), counts["actual"].astype(float)
+    return np.mean([linearize(intersection[:, k], actual[:, k]) for k in np.flatnonzero(actual.sum(0))], axis=0)

@@ -20,18 +20,31 @@ from hftl.assets import resolve_model
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.masks import IGNORED_PIXEL, check_masks, choose_image, name_classes, read_masks, to_classes
 from hftl.errors import UserError
-from hftl.metrics import compute_pixel_report
-from hftl.metrics.base import PIXEL_COUNTS, SEGMENTATION
-from hftl.tasks.base import AnswerOptions, Task, explained_loading, map_cached
+from hftl.metrics.segmentation import (
+    PIXEL_COUNTS,
+    compute_pixel_report,
+    spread_mean_class_accuracy,
+    spread_mean_iou,
+    spread_pixel_accuracy,
+)
+from hftl.tasks.base import AnswerOptions, Score, Task, explained_loading, map_cached
 from hftl.tasks.image_classification import (
     CROPS,
     ImageCollator,
     draw_crops,
+    encode_image,
     measure_normalization,
     processed_size,
     resize_images,
     sample_crops,
 )
+
+SNIPPET = """image = Image.open("photo.png").convert("RGB")
+with torch.no_grad():
+    outputs = model(**processor(images=image, return_tensors="pt"))
+size = (image.height, image.width)
+classes = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
+print([model.config.id2label[i] for i in classes.unique().tolist()])"""
 
 
 class SemanticSegmentation(Task):
@@ -40,6 +53,16 @@ class SemanticSegmentation(Task):
     auto_model = "AutoModelForSemanticSegmentation"
     modes = ("full", "peft", "scratch")
     flags = ("class_names", "reduce_labels")
+    pipeline_tag = "image-segmentation"
+    processor_class = "AutoImageProcessor"
+    num_canary_rows = 4
+    snippet = SNIPPET
+    scores = {
+        "mean_iou": Score(by_row=spread_mean_iou),
+        "pixel_accuracy": Score(by_row=spread_pixel_accuracy),
+        "mean_class_accuracy": Score(by_row=spread_mean_class_accuracy),
+    }
+    targets = ("mask",)
     eval_batch_size = 16  # the logits of 16 images of 512 pixels with 150 classes are 2.5 GB once they are enlarged
 
     def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, LabelInfo]:
@@ -47,7 +70,7 @@ class SemanticSegmentation(Task):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag} is about one label a row, and --task {self.name} has one a pixel.")
         splits = read_masks(raw, args)
-        return splits, LabelInfo(SEGMENTATION, name_classes(splits, args.class_names, is_reduced=args.reduce_labels))
+        return splits, LabelInfo(self.name, name_classes(splits, args.class_names, is_reduced=args.reduce_labels))
 
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
         rows = read_masks(datasets.DatasetDict(train=rows), args)["train"]
@@ -65,6 +88,12 @@ class SemanticSegmentation(Task):
         for name in ("do_center_crop", "do_pad", "do_reduce_labels"):
             setattr(processor, name, False)
         return processor
+
+    def read_labels(self, config: Any) -> LabelInfo:
+        return LabelInfo(self.name, tuple(config.id2label[index] for index in range(config.num_labels)))
+
+    def canary_row(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
+        return {"image": encode_image(row["image"])}
 
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
         sizes = {"image_height": [i.height for i in rows["image"]], "image_width": [i.width for i in rows["image"]]}
