@@ -43,9 +43,10 @@ def read_masks(splits: datasets.DatasetDict, args: Any) -> datasets.DatasetDict:
 
 def _standardize(rows: datasets.Dataset, names: dict[str, str]) -> datasets.Dataset:
     rows = rows.with_format(None).select_columns(list(names)).rename_columns(names)
+    rows = rows.add_column("row_id", np.arange(len(rows), dtype=np.int64))
     for name in ("image", "mask"):
         rows = rows.cast_column(name, datasets.Image(decode=True))
-    return rows.add_column("row_id", np.arange(len(rows), dtype=np.int64)).select_columns(["row_id", "image", "mask"])
+    return rows.select_columns(["row_id", "image", "mask"])
 
 
 def choose_mask(features: datasets.Features, args: Any) -> str:
