@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hftl.errors import UserError, unknown_name
+from hftl.scenes import write_scenes
 
 PREFIX = "bundled:"
 DEMO_INSTALL = 'pip install "hftl[demo]"'
+SCENES = ("fashion-scenes",)  # made of another bundled data set when first asked for, and kept in the cache
+SCENES_VERSION = 1  # raise it when the scenes change
+CONFIGURATIONS = ("segformer-tiny",)  # without weights, for --mode scratch
 CONVERSION = 1  # raise it when a converter writes something else, so that older caches are left behind
 
 
@@ -39,6 +43,8 @@ def resolve_model(name: str) -> str:
     """
     if not is_bundled(name):
         return name
+    if name.removeprefix(PREFIX) in CONFIGURATIONS:
+        return str(Path(__file__).parent / "bundled" / name.removeprefix(PREFIX))
     checkpoint = _find(CHECKPOINTS, name, "bundled checkpoint")
     weights = _locate_package(name, checkpoint) / checkpoint.weights
     _verify(weights, checkpoint.sha256, checkpoint.install)
@@ -54,6 +60,13 @@ def resolve_dataset(name: str) -> dict[str, str]:
     Raises:
         UserError: no such bundled data set, or a file has another sha256.
     """
+    if name.removeprefix(PREFIX) in SCENES:
+        sources = resolve_dataset(f"{PREFIX}fashion-mnist")
+        folder = _build_once(
+            cache_dir() / f"{name.removeprefix(PREFIX)}-v{SCENES_VERSION}",
+            lambda target: write_scenes(sources, target),
+        )
+        return {split: str(folder / f"{split}.parquet") for split in sources}
     sha256_of = _find(DATASETS, name, "bundled data set")
     folder = Path(__file__).parent / "bundled" / name.removeprefix(PREFIX)
     files = {split: folder / f"{split}.parquet" for split in sha256_of}

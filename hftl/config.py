@@ -36,7 +36,8 @@ class DataArguments:
     """Which rows are used, and which of their columns."""
 
     task: str = _option(
-        "text-classification", "text-classification, image-classification, token-classification or causal-lm."
+        "text-classification",
+        "text-classification, image-classification, token-classification, semantic-segmentation or causal-lm.",
     )
     dataset: str | None = _option(None, "Hub id, folder, file or bundled:NAME.")
     dataset_config: str | None = _option(None, "Configuration name of a Hub data set.")
@@ -48,7 +49,7 @@ class DataArguments:
         None, "One or two text columns; of a language model: the text, or prompt and completion, or the chat."
     )
     image_column: str | None = _option(None, "Column with images or with image paths.")
-    label_column: str | None = _option(None, "Column with the labels.")
+    label_column: str | None = _option(None, "Column with the labels, or with the masks.")
     problem_type: str | None = _option(
         None,
         "Decided from the labels when not given.",
@@ -84,6 +85,12 @@ class DataArguments:
         ("auto", "none", "light", "strong"),
     )
 
+    class_names: list[str] | None = _option(
+        None, "semantic-segmentation: the classes by number, from 0; default: the numbers in the masks of train."
+    )
+    reduce_labels: bool = _option(
+        False, "semantic-segmentation: 0 in a mask is no class (it becomes 255, which is ignored), and 1 the first."
+    )
     completion_only: bool = _option(
         True, "causal-lm: learn the completions, or the assistant's turns, and not the prompts."
     )

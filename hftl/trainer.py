@@ -193,6 +193,7 @@ class FineTuningTrainer(Trainer):
     ) -> None:
         self.ledger = ledger
         self.meter = Meter()
+        self.task = task
         self.head_names = head_names
         self.head_learning_rate = head_learning_rate
         self.manifest: dict[str, Any] = {}  # what a checkpoint says about its run, besides its files
@@ -207,7 +208,7 @@ class FineTuningTrainer(Trainer):
         smoothing = args.label_smoothing_factor
         loss = SummedLoss(partial(task.sum_loss, problem_type=problem_type, smoothing=smoothing))
         self.use_cache = getattr(kwargs["model"].config, "use_cache", None)  # which Trainer changes
-        super().__init__(compute_loss_func=loss, preprocess_logits_for_metrics=task.reduce, **kwargs)
+        super().__init__(compute_loss_func=loss, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss above is all there is: heads get no num_items_in_batch
         self.loss = loss
         self.progress = Progress(self)
@@ -314,6 +315,14 @@ class FineTuningTrainer(Trainer):
             args.per_device_eval_batch_size //= 2
             logger.warning("Evaluation ran out of memory: again with batches of %s.", args.per_device_eval_batch_size)
             release_memory()
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple:
+        """The stock step, of which no more is kept than the task keeps: a class for each pixel or token of a whole
+        split would fill the memory, as labels too, which the metrics take from the rows."""
+        loss, logits, labels = super().prediction_step(*args, **kwargs)
+        if logits is not None and isinstance(labels, torch.Tensor):
+            logits, labels = self.task.reduce(logits, labels), labels.flatten(1)[:, :1] if labels.dim() > 1 else labels
+        return loss, logits, labels
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """The stock loop, in which a loss over tokens is the mean over tokens, not the mean of means over batches."""

@@ -18,7 +18,8 @@ SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base"}
 MAY_IMPORT = {
     "errors": set(),
     "records": {"errors"},
-    "assets": {"errors"},
+    "scenes": set(),
+    "assets": {"errors", "scenes"},
     "allocator": set(),
     "inference.outputs": {"errors"},
     "yaml_file": {"errors"},

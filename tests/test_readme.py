@@ -42,11 +42,11 @@ def read_examples() -> list[str]:
 def test_examples_parse(command):
     words = shlex.split(command)
     assert words[:2] == ["hftl", "train"]
-    assert parse_args(words[2:]).model.mode in ("full", "peft")
+    assert parse_args(words[2:]).model.mode in ("full", "peft", "scratch")
 
 
 def test_there_are_examples():
-    assert len(read_examples()) == 5
+    assert len(read_examples()) == 6
 
 
 def test_the_experiment_of_the_readme_is_one(tmp_path):

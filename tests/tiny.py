@@ -98,6 +98,45 @@ def write_tiny_convnet(folder: str | Path, seed: int = 0) -> Path:
     return _write(transformers.ResNetForImageClassification, config, folder, seed)
 
 
+def write_tiny_segformer(folder: str | Path, seed: int = 0) -> Path:
+    """A SegFormer of four stages for images of 32 pixels, with its image processor."""
+    _write_mask_processor(folder)
+    config = transformers.SegformerConfig(
+        depths=[1, 1, 1, 1],
+        sr_ratios=[2, 1, 1, 1],
+        hidden_sizes=[8, 16, 16, 32],
+        patch_sizes=[3, 3, 3, 3],
+        strides=[2, 2, 2, 2],
+        num_attention_heads=[1, 1, 2, 2],
+        mlp_ratios=[2, 2, 2, 2],
+        decoder_hidden_size=16,
+        initializer_range=0.1,
+    )
+    return _write(transformers.SegformerForSemanticSegmentation, config, folder, seed)
+
+
+def write_tiny_upernet(folder: str | Path, seed: int = 0) -> Path:
+    """A UPerNet over a ResNet of four stages for images of 32 pixels, with its image processor."""
+    _write_mask_processor(folder)
+    body = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = transformers.UperNetConfig(
+        backbone_config=body, hidden_size=16, pool_scales=[1, 2], auxiliary_channels=8, auxiliary_in_channels=16
+    )
+    return _write(transformers.UperNetForSemanticSegmentation, config, folder, seed)
+
+
+def _write_mask_processor(folder: str | Path) -> None:
+    transformers.SegformerImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder)
+
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -152,6 +152,19 @@ def _choose_image(features: datasets.Features, given: str | None, label: str) ->
     return (images[0],)
 
 
+def choose_named(kind: str, found: list[str], given: str | None, features: datasets.Features, flag: str) -> str:
+    """The column that a flag names, else the only one that was found.
+
+    Raises:
+        UserError: there is no such column, or not one.
+    """
+    if given is not None:
+        return _known(given, features, flag)
+    if len(found) != 1:
+        raise _ambiguous(kind, found, features, f"{flag} X")
+    return found[0]
+
+
 def _check_text(name: str, feature: object) -> None:
     if _is_string(feature):
         return

@@ -38,6 +38,8 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 IMAGE_PATH_NAMES = ("image", "img", "image_path", "image_file", "file_name", "filename", "file_path", "path", "file")
+PAIRED_FOLDERS = ("images", "masks")
+MASK_NAMES = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask")
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 MAX_DEPTH = 100
@@ -79,7 +81,7 @@ def read_folder(
     """Reads a `save_to_disk` folder, a folder of tables named by split (train.csv, ...), or a folder of images.
 
     Images lie in one folder a class, with or without folders named by split above them, or beside a metadata table
-    with a `file_name` column.
+    with a `file_name` column, or in `images` with a mask of the same name in `masks`.
 
     Raises:
         UserError: the folder holds none of these.
@@ -99,6 +101,8 @@ def read_folder(
         if missing := [str(roots[name]) for name, path in metadata.items() if path is None]:
             raise UserError(f"Other splits have a metadata table but {missing[0]} has none; add one to it.")
         return read_tables(metadata, **options)
+    if all((root / name).is_dir() for root in roots.values() for name in PAIRED_FOLDERS):
+        return {name: _read_pairs(root) for name, root in roots.items()}
     return _read_image_folders(roots)
 
 
@@ -243,11 +247,12 @@ def _absolute_image_paths(table: datasets.Dataset, path: str, image_column: str 
     """Makes image paths, which are relative to the folder of their table, absolute."""
     folder = Path(path).expanduser().absolute().parent
     names = [image_column] if image_column else [name for name in table.column_names if name in IMAGE_PATH_NAMES]
+    names += [name for name in MASK_NAMES if name in table.column_names and name not in names]
     for name in names:
         feature = table.features.get(name)
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
             values = table[name][:]
-            if image_column or is_image(Path(next(filter(None, values), ""))):
+            if name == image_column or is_image(Path(next(filter(None, values), ""))):
                 if outside := [value for value in values if value and ".." in Path(value).parts]:
                     raise UserError(
                         f"The image path {outside[0]!r} of {path} leads out of the folder of the table. Move the "
@@ -265,6 +270,25 @@ def is_image(path: Path) -> bool:
 
 def _metadata_file(folder: Path) -> str | None:
     return next((str(folder / name) for name in METADATA_NAMES if (folder / name).is_file()), None)
+
+
+def _read_pairs(root: Path) -> datasets.Dataset:
+    """`images/NAME.*` and `masks/NAME.png` (or another kind), in the order of their names."""
+    images, masks = (
+        {path.stem: path for path in sorted((root / n).iterdir()) if is_image(path)} for n in PAIRED_FOLDERS
+    )
+    if not images:
+        raise UserError(f"{root / PAIRED_FOLDERS[0]} holds no images.")
+    if missing := [path for stem, path in images.items() if stem not in masks]:
+        raise UserError(
+            f"{missing[0]} has no mask: expected {root / PAIRED_FOLDERS[1] / missing[0].stem}.png. Missing are "
+            f"{len(missing)} of {len(images)}."
+        )
+    rows = {"image": [str(path.absolute()) for path in images.values()]}
+    rows["mask"] = [str(masks[stem].absolute()) for stem in images]
+    return datasets.Dataset.from_dict(
+        rows, features=datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    )
 
 
 def _read_image_folders(roots: dict[str, Path]) -> dict[str, datasets.Dataset]:

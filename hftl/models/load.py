@@ -216,7 +216,7 @@ def apply_overrides(config: Any, overrides: str | None) -> None:
 
 def body_prefix(network: PreTrainedModel) -> str:
     """`bert.`, `vit.`, ...: where the pretrained part of a network with a head lives."""
-    return f"{network.base_model_prefix}."
+    return f"{network.base_model_prefix or 'backbone'}."  # UperNet names none
 
 
 def _refuse_a_new_body(network: PreTrainedModel, new: frozenset[str], mismatched: set[str], name: str) -> None:

@@ -6,6 +6,7 @@ from hftl.metrics.rows import ROW_SCORES
 from hftl.tasks.base import Score, Task
 from hftl.tasks.causal_lm import CausalLM
 from hftl.tasks.image_classification import ImageClassification
+from hftl.tasks.semantic_segmentation import SemanticSegmentation
 from hftl.tasks.text_classification import TextClassification
 from hftl.tasks.token_classification import TokenClassification
 
@@ -14,6 +15,7 @@ TASKS: dict[str, type[Task]] = {
     "image-classification": ImageClassification,
     "causal-lm": CausalLM,
     "token-classification": TokenClassification,
+    "semantic-segmentation": SemanticSegmentation,
 }
 
 

@@ -52,13 +52,7 @@ class ImageClassification(LabelledTask):
         return processor
 
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
-        scale, shift = measure_normalization(processor)
-        images = [to_rgb(image) for image in rows["image"]]
-        pixels = np.asarray(processor(images, return_tensors="np")["pixel_values"])  # [B, 3, H, W]
-        pixels = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale).clip(0, 255).astype(np.uint8)
-        height, width = pixels.shape[1:3]
-        size = {"height": [height] * len(images), "width": [width] * len(images)}
-        return {"pixels": [p.tobytes() for p in pixels], **size}
+        return resize_images(rows["image"], processor)
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def resize(rows: dict[str, list]) -> dict[str, list]:
@@ -93,6 +87,16 @@ def encode_image(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def resize_images(images: list[Image.Image], processor: Any) -> dict[str, list]:
+    """What the processor makes of images, as uint8 before its normalization: `pixels`, `height`, `width`."""
+    scale, shift = measure_normalization(processor)
+    pixels = np.asarray(processor([to_rgb(image) for image in images], return_tensors="np")["pixel_values"])
+    pixels = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale).clip(0, 255).astype(np.uint8)  # [B, H, W, 3]
+    height, width = pixels.shape[1:3]
+    size = {"height": [height] * len(images), "width": [width] * len(images)}
+    return {"pixels": [p.tobytes() for p in pixels], **size}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -157,12 +161,17 @@ class ImageCollator:
         self.shift = torch.from_numpy(shift)
         self.augmentation = augmentation
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def stack(self, rows: list[dict]) -> torch.Tensor:
+        """Normalized images, float32 [B, 3, H, W]."""
         shape = (rows[0]["height"], rows[0]["width"], 3)
         pixels = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(shape) for row in rows])
-        images = torch.from_numpy(pixels).float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)  # [B, 3, H, W]
+        return torch.from_numpy(pixels).float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        images = self.stack(rows)
         if self.augmentation != "none" and "augmentation_seed" in rows[0]:
-            images = augment(images, [row["augmentation_seed"] for row in rows], *CROPS[self.augmentation])
+            seeds = [row["augmentation_seed"] for row in rows]
+            images = augment(images, seeds, *CROPS[self.augmentation])
         batch = {"pixel_values": images}
         if "labels" in rows[0]:
             batch["labels"] = build_label_tensor([row["labels"] for row in rows])
@@ -172,7 +181,14 @@ class ImageCollator:
 def augment(
     images: torch.Tensor, seeds: list[int], areas: tuple[float, float], ratios: tuple[float, float]
 ) -> torch.Tensor:
-    """Random resized crop and horizontal flip, [B, 3, H, W] -> the same, as one sampling of the whole batch.
+    """Random resized crop and horizontal flip, [B, 3, H, W] -> the same."""
+    return sample_crops(images, draw_crops(seeds, areas, ratios, images.shape))
+
+
+def draw_crops(
+    seeds: list[int], areas: tuple[float, float], ratios: tuple[float, float], shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Where random crops, half of them flipped from left to right, read their pixels: the grid of `sample_crops`.
 
     Each image is drawn from its own seed, so that the result does not depend on batches, workers or a restart.
     """
@@ -185,6 +201,10 @@ def augment(
     theta[:, 1, 1] = height
     theta[:, 0, 2] = (1 - width) * (2 * draws[:, 2] - 1)
     theta[:, 1, 2] = (1 - height) * (2 * draws[:, 3] - 1)
-    grid = F.affine_grid(torch.from_numpy(theta), list(images.shape), align_corners=False)
-    sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.affine_grid(torch.from_numpy(theta), list(shape), align_corners=False)
+
+
+def sample_crops(images: torch.Tensor, grid: torch.Tensor, *, mode: str = "bilinear") -> torch.Tensor:
+    """Crops [B, C, H, W] of a batch in their own size, as one sampling; `nearest` for numbers of classes."""
+    sampled = F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
     return sampled.contiguous(memory_format=torch.channels_last)
