@@ -157,6 +157,7 @@ def write_job(staged: Staged, work: Path) -> Path:
         "base": staged.base.name if staged.base else None,
         "base_revision": staged.base.revision if staged.base else None,
         "quantization": staged.base.quantization if staged.base else None,
+        "base_tokens": staged.base.num_tokens if staged.base else None,
         "canary": str((staged.run / CANARY_FILE).absolute()),
         "outputs": task.outputs,
         "is_last": task.is_answer_last,

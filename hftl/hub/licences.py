@@ -17,12 +17,13 @@ BUNDLED_MODELS = {"minilm-l6": "apache-2.0", "efficientnet-lite0": "apache-2.0",
 BUNDLED_DATA = {"wordnet": "wordnet", "wordnet-definitions": "wordnet", "fashion-mnist": "mit"}
 
 
-def find_licence(name: str, repo_type: str, *, is_offline: bool) -> str | None:
+def find_licence(name: str, repo_type: str, *, revision: str | None = None, is_offline: bool) -> str | None:
     """The licence that a checkpoint or a data set has.
 
     Args:
         name: Hub id, folder, file or bundled:NAME.
         repo_type: model or dataset.
+        revision: of a Hub id; a licence may change after the run.
         is_offline: look into the cache only.
     """
     if is_bundled(name):
@@ -32,7 +33,8 @@ def find_licence(name: str, repo_type: str, *, is_offline: bool) -> str | None:
         card = Path(name) / "README.md"
     else:
         try:
-            card = Path(hf_hub_download(name, "README.md", repo_type=repo_type, local_files_only=is_offline))
+            where = {"repo_type": repo_type, "revision": revision or None, "local_files_only": is_offline}
+            card = Path(hf_hub_download(name, "README.md", **where))
         except (HfHubHTTPError, LocalEntryNotFoundError, httpx.TransportError, ValueError, OSError):
             return None
     if not card.is_file():

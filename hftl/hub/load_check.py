@@ -77,6 +77,9 @@ def load_network(job: dict[str, Any], problems: list[str]) -> Any:
     if job["quantization"]:
         options["quantization_config"] = transformers.BitsAndBytesConfig(**job["quantization"])
     config = transformers.AutoConfig.from_pretrained(job["repo_id"], trust_remote_code=False, **where)
+    num_tokens = getattr(config, "vocab_size", None)
+    if job["base_tokens"]:  # the adapter brings rows for tokens that were added
+        config.vocab_size = job["base_tokens"]
     base, report = auto.from_pretrained(
         job["base"],
         revision=job["base_revision"],
@@ -86,6 +89,8 @@ def load_network(job: dict[str, Any], problems: list[str]) -> Any:
         ignore_mismatched_sizes=True,
         **options,
     )
+    if job["base_tokens"]:
+        base.resize_token_embeddings(num_tokens, mean_resizing=False)
     path = cached_file(job["repo_id"], "adapter_model.safetensors", subfolder=job["subfolder"], cache_dir=job["cache"])
     with safe_open(path, "pt") as file:
         stored = set(file.keys())

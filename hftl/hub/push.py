@@ -19,8 +19,9 @@ from hftl.hub.card import Licences, describe_licences, render_card
 from hftl.hub.files import CARD, STATE_FILE
 from hftl.hub.gate import pass_gate
 from hftl.hub.licences import find_licence
+from hftl.hub.retries import hide
 from hftl.hub.stage import Staged, check_repo_id, describe, is_local, read_run, stage
-from hftl.hub.upload import Target, check_token, hide, send
+from hftl.hub.upload import Target, check_token, send
 from hftl.records import RunRecord, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -103,8 +104,10 @@ def _check(publication: Publication) -> None:
 def _add_card(staged: Staged, publication: Publication, *, is_offline: bool) -> str:
     record = staged.record
     licences = Licences(
-        base=find_licence(record.model["name"], "model", is_offline=is_offline),
-        data=find_licence(record.data["source"], "dataset", is_offline=is_offline),
+        base=find_licence(record.model["name"], "model", revision=record.model.get("revision"), is_offline=is_offline),
+        data=find_licence(
+            record.data["source"], "dataset", revision=record.config.get("dataset_revision"), is_offline=is_offline
+        ),
     )
     for line in describe_licences(staged, licences):
         logger.warning("%s", line)

@@ -1,5 +1,6 @@
 """How is a pushed model loaded and asked, with plain transformers and peft? A test runs the code."""
 
+import json
 from typing import Any
 
 from hftl.hub.stage import Staged
@@ -23,6 +24,8 @@ def write_snippet(staged: Staged) -> str:
     classes = sorted(
         {auto, processor, *(["AutoConfig"] if staged.base else []), *(["BitsAndBytesConfig"] if is_quantized else [])}
     )
+    num_tokens = staged.base.num_tokens if staged.base else None
+    rows = f", vocab_size={num_tokens}" if num_tokens else ""  # of the base: the adapter brings the others
     lines = ["import torch"] if "torch." in task.snippet else []
     lines += ["from peft import PeftModel"] if staged.base else []
     lines += ["from PIL import Image"] if "Image." in task.snippet else []
@@ -30,9 +33,10 @@ def write_snippet(staged: Staged) -> str:
     if staged.base:
         bits = _write_quantization(staged.base.quantization) if staged.base.quantization else ""
         lines += [
-            f"config = AutoConfig.from_pretrained({name})",
+            f"config = AutoConfig.from_pretrained({name}{rows})",
             f'base = {auto}.from_pretrained("{staged.base.name}", revision="{staged.base.revision}", config=config, '
             f"ignore_mismatched_sizes=True{bits})",
+            *([f"base.resize_token_embeddings({_count_rows(staged)}, mean_resizing=False)"] if rows else []),
             f"model = PeftModel.from_pretrained(base, {name}).eval()",
         ]
     else:
@@ -41,6 +45,11 @@ def write_snippet(staged: Staged) -> str:
     answer = ANSWERS.get(record.data["problem_type"], "")
     ask = task.snippet.replace("{example}", example).replace("{answer}", answer)
     return "\n".join([*lines, f"processor = {processor}.from_pretrained({name})", "", ask])
+
+
+def _count_rows(staged: Staged) -> int:
+    """Of the embedding with the tokens that were added."""
+    return json.loads((staged.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
 
 
 def _write_quantization(settings: dict[str, Any]) -> str:

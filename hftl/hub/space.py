@@ -3,16 +3,17 @@
 import logging
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from hftl.errors import PublishError, UserError
 from hftl.hub.card import TAG
-from hftl.hub.files import CARD, Problem, check_texts
+from hftl.hub.files import CARD, Problem, check_texts, find_path
 from hftl.hub.stage import check_repo_id
 from hftl.hub.upload import Target, check_token, send
 
 logger = logging.getLogger(__name__)
 
+TEXTS = (".html", ".md", ".json")
 FRONT = """---
 title: {title}
 sdk: static
@@ -57,6 +58,8 @@ def push_report(
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise PublishError(f"The report in {folder} is not published:{listed}\nNothing was sent.")
     with tempfile.TemporaryDirectory(prefix="hftl-push-") as work:
+        for line in shorten_paths(files, Path(work)):
+            say(line)
         card = Path(work) / CARD
         card.write_text(FRONT.format(title=repo_id.partition("/")[2], tag=TAG), encoding="utf-8")
         files[CARD] = card
@@ -70,3 +73,35 @@ def push_report(
         except PublishError as error:
             raise PublishError(f"{error}\nType the same command again: what has arrived is not sent twice.") from error
     return f"spaces/{repo_id} at {progress.commit}"
+
+
+def shorten_paths(files: dict[str, Path], work: Path) -> list[str]:
+    """Replace texts that name paths of this machine by copies that hold only the last part of each.
+
+    Args:
+        files: path in the repository -> local file; changed.
+        work: folder for the copies.
+
+    Returns:
+        A line for each file that is not sent as it is.
+
+    Raises:
+        PublishError: a path cannot be taken out.
+    """
+    lines = []
+    for name, file in list(files.items()):
+        if file.suffix not in TEXTS:
+            continue
+        text, found = file.read_text(encoding="utf-8", errors="replace"), []
+        while local := find_path(file, text):
+            if local in found or local not in text:  # written with escapes
+                raise PublishError(
+                    f"absolute path: {file} holds {local}, which is of this machine.\nNothing was sent."
+                )
+            text = text.replace(local, PureWindowsPath(local).name)
+            found.append(local)
+        if found:
+            files[name] = work / name
+            files[name].write_text(text, encoding="utf-8")
+            lines.append(f"{name}: paths of this machine are sent as their last part ({', '.join(found[:3])})")
+    return lines

@@ -37,12 +37,14 @@ class Base:
         revision: a commit, or the tag of a base that goes up with the adapter.
         folder: of a base that goes up; None where it is on the Hub already.
         quantization: settings of bitsandbytes that the adapter was trained over.
+        num_tokens: rows of its embedding, where the adapter brings rows for tokens that were added; else None.
     """
 
     name: str
     revision: str
     folder: Path | None = None
     quantization: dict[str, Any] | None = None
+    num_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,10 @@ def stage(
     if not is_adapter:
         return Staged(record, run, repo_id, subfolder, folder)
     quantization = _take_quantization(folder / "config.json")
-    base = Base(record.model["name"], record.model.get("revision") or "", quantization=quantization)
+    base = Base(
+        record.model["name"], record.model.get("revision") or "",
+        quantization=quantization, num_tokens=_count_tokens(folder / ADAPTER_CONFIG),
+    )  # fmt: skip
     if include_base:
         base = _add_base(folder / "config.json", base, repo_id, work)
         _rewrite(folder / ADAPTER_CONFIG, {"base_model_name_or_path": base.name, "revision": base.revision})
@@ -174,6 +179,13 @@ def _take_quantization(config: Path) -> dict[str, Any] | None:
     return {name: found[name] for name in QUANTIZATION if found.get(name)}
 
 
+def _count_tokens(adapter: Path) -> int | None:
+    """Rows of the base's embedding: those that the adapter adds follow them."""
+    rows = json.loads(adapter.read_text(encoding="utf-8")).get("trainable_token_indices")
+    numbers = [number for part in rows.values() for number in part] if isinstance(rows, dict) else rows
+    return min(numbers) if numbers else None
+
+
 def _add_base(config: Path, base: Base, repo_id: str, work: Path) -> Base:
     name = base.name
     folder = work / "base"
@@ -184,6 +196,8 @@ def _add_base(config: Path, base: Base, repo_id: str, work: Path) -> Base:
             (folder / path.name).symlink_to(path.absolute())
     (folder / "config.json").unlink(missing_ok=True)  # ours has the labels, so that `pipeline` finds them
     shutil.copyfile(config, folder / "config.json")
+    if base.num_tokens is not None:
+        _rewrite(folder / "config.json", {"vocab_size": base.num_tokens})
     weights = "".join(compute_sha256(path) for path in sorted(folder.glob("*.safetensors")))
     revision = f"weights-{weights[:12]}"
     card = f"---\nlibrary_name: transformers\ntags: [hftl]\n---\n# The base of [{repo_id}](https://hf.co/{repo_id})\n"

@@ -5,36 +5,25 @@ again after a look whether the first has arrived. What went wrong for good says 
 """
 
 import hashlib
-import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_session, httpx
+from huggingface_hub.utils import httpx
 
 from hftl.errors import PublishError, UserError
 from hftl.hub.card import TAG
 from hftl.hub.files import CARD, compute_sha256, is_allowed
-from hftl.records import redact
+from hftl.hub.retries import hide, impatient, name_error, read_status, retried
 
-logger = logging.getLogger(__name__)
-
-WAITS = (1, 2, 4, 8, 16)  # seconds before each further try
-SILENCE_SECONDS = 300  # after which a connection counts as dead; the client itself waits for ever
-LONGEST_WAIT = 300  # that a server may ask for
-AGAIN = {408, 409, 412, 425, 429}  # and 5xx; 409 and 412: somebody else has committed, so look again
 ADVICE = {
     401: "The token is not valid. Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
     403: "This token may not write there. Use one with the role write, or another organization.",
     404: "There is no such repository, or it is private and this token may not see it.",
 }
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,24 +68,6 @@ def check_token() -> None:
         raise UserError("There is no token of the Hub. Log in with `hf auth login`, or set HF_TOKEN.")
 
 
-def hide(text: str) -> str:
-    """Without the token, whatever it looks like."""
-    token = get_token()
-    text = redact(text)
-    return text.replace(token, "[redacted]") if token else text
-
-
-@contextmanager
-def impatient() -> Iterator[None]:
-    """A client that gives up a silent connection."""
-    session = get_session()
-    before, session.timeout = session.timeout, SILENCE_SECONDS
-    try:
-        yield
-    finally:
-        session.timeout = before
-
-
 def send(target: Target, files: Mapping[str, Path], title: str, tag: str | None = None) -> Progress:
     """Put files into a repository in one commit, and tag it.
 
@@ -116,7 +87,7 @@ def send(target: Target, files: Mapping[str, Path], title: str, tag: str | None 
             _open(api, target)
             _send_files(api, target, files, title, progress)
             if tag and not target.create_pr:
-                _retried(lambda: api.create_tag(
+                retried(lambda: api.create_tag(
                     target.repo_id, tag=tag, revision=progress.commit, repo_type=target.repo_type, exist_ok=True
                 ))  # fmt: skip
     except (HfHubHTTPError, httpx.TransportError, RuntimeError, ValueError, OSError) as error:
@@ -126,58 +97,22 @@ def send(target: Target, files: Mapping[str, Path], title: str, tag: str | None 
     return progress
 
 
-def _retried(function: Callable[[], T]) -> T:
-    for wait in (*WAITS, None):
-        try:
-            return function()
-        except (HfHubHTTPError, httpx.TransportError, RuntimeError) as error:
-            if wait is None or not _may_pass(error):
-                raise
-            seconds = _asked_wait(error) or wait
-            logger.warning("The Hub: %s. Next try in %d s.", hide(_name(error)), seconds)
-            time.sleep(seconds)
-    raise AssertionError("the last try returns or raises")
-
-
-def _may_pass(error: Exception) -> bool:
-    if isinstance(error, HfHubHTTPError):
-        status = _status(error)
-        return status in AGAIN or (status is not None and status >= 500)
-    return isinstance(error, httpx.TransportError) or str(error).startswith("Error while uploading")
-
-
-def _status(error: Exception) -> int | None:
-    response = getattr(error, "response", None)
-    return None if response is None else response.status_code
-
-
-def _asked_wait(error: Exception) -> int | None:
-    response = getattr(error, "response", None)
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(int(asked) + 1, LONGEST_WAIT) if asked.isdecimal() else None
-
-
-def _name(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def _open(api: HfApi, target: Target) -> None:
     """The repository and the branch, made where they are not there."""
     where = {"repo_id": target.repo_id, "repo_type": target.repo_type}
     try:
-        info = _retried(lambda: api.repo_info(**where))
+        info = retried(lambda: api.repo_info(**where))
         if not info.private and not target.is_public:
             raise UserError(
                 f"{target.repo_id} exists and is public. Add --public, or name another --repo_id for a private one."
             )
     except RepositoryNotFoundError as error:
-        if target.create_pr or _status(error) == 401:
+        if target.create_pr or read_status(error) == 401:
             raise
-        _retried(lambda: _create(api, target))
-    if target.revision != "main" and not _retried(lambda: api.revision_exists(revision=target.revision, **where)):
-        first = _retried(lambda: api.list_repo_commits(**where))[-1].commit_id  # without the files of main
-        _retried(lambda: api.create_branch(branch=target.revision, revision=first, exist_ok=True, **where))
+        retried(lambda: _create(api, target))
+    if target.revision != "main" and not retried(lambda: api.revision_exists(revision=target.revision, **where)):
+        first = retried(lambda: api.list_repo_commits(**where))[-1].commit_id  # without the files of main
+        retried(lambda: api.create_branch(branch=target.revision, revision=first, exist_ok=True, **where))
 
 
 def _create(api: HfApi, target: Target) -> None:
@@ -187,7 +122,7 @@ def _create(api: HfApi, target: Target) -> None:
     try:
         api.create_repo(**where, private=not target.is_public, **sdk)
     except HfHubHTTPError as error:
-        if _status(error) != 409 or not api.repo_exists(**where):
+        if read_status(error) != 409 or not api.repo_exists(**where):
             raise
 
 
@@ -197,7 +132,7 @@ def _send_files(api: HfApi, target: Target, files: Mapping[str, Path], title: st
     known_prs = set(_list_pull_requests(api, target)) if target.create_pr else set()
     additions = [CommitOperationAdd(path, str(file)) for path, file in files.items()]
     for addition in additions:  # one by one, so that it is known what has arrived
-        _retried(lambda a=addition: api.preupload_lfs_files(
+        retried(lambda a=addition: api.preupload_lfs_files(
             additions=[a], revision=target.revision, create_pr=target.create_pr, free_memory=False, **where
         ))  # fmt: skip
         if addition._upload_mode == "lfs":
@@ -215,7 +150,7 @@ def _send_files(api: HfApi, target: Target, files: Mapping[str, Path], title: st
         )  # fmt: skip
         progress.commit, progress.pull_request = made.oid, made.pr_url
 
-    _retried(commit)
+    retried(commit)
     progress.sent = list(files)
 
 
@@ -224,7 +159,7 @@ def _head(api: HfApi, target: Target, revision: str) -> str:
 
 
 def _list_pull_requests(api: HfApi, target: Target) -> list[str]:
-    refs = _retried(lambda: api.list_repo_refs(target.repo_id, repo_type=target.repo_type, include_pull_requests=True))
+    refs = retried(lambda: api.list_repo_refs(target.repo_id, repo_type=target.repo_type, include_pull_requests=True))
     return [ref.ref for ref in refs.pull_requests or []]
 
 
@@ -265,7 +200,7 @@ def _check_content(api: HfApi, target: Target, files: Mapping[str, Path]) -> lis
         UserError: somebody else's files are there.
     """
     prefix = f"{target.subfolder}/" if target.subfolder else ""
-    tree = _retried(lambda: _list_tree(api, target, target.revision))
+    tree = retried(lambda: _list_tree(api, target, target.revision))
     there = [path for path in tree if path.startswith(prefix) and path != ".gitattributes"]
     direct = [path for path in there if "/" not in path.removeprefix(prefix)]
     if not direct or target.create_pr:
@@ -282,7 +217,7 @@ def _is_ours(api: HfApi, target: Target, card: str | None) -> bool:
     if card is None:
         return False
     where = {"repo_type": target.repo_type, "revision": target.revision}
-    content = Path(_retried(lambda: api.hf_hub_download(target.repo_id, card, **where))).read_text(encoding="utf-8")
+    content = Path(retried(lambda: api.hf_hub_download(target.repo_id, card, **where))).read_text(encoding="utf-8")
     try:
         return TAG in (RepoCard(content, ignore_metadata_errors=True).data.get("tags") or [])
     except ValueError:  # metadata that are none
@@ -290,7 +225,7 @@ def _is_ours(api: HfApi, target: Target, card: str | None) -> bool:
 
 
 def _explain(target: Target, files: Mapping[str, Path], progress: Progress, error: Exception) -> PublishError:
-    status = _status(error)
+    status = read_status(error)
     advice = ADVICE.get(status, "")
     if isinstance(error, RevisionNotFoundError):
         advice = "There is no such --revision."
@@ -300,4 +235,4 @@ def _explain(target: Target, files: Mapping[str, Path], progress: Progress, erro
         missing = ", ".join(path for path in files if path not in progress.sent)
         sent = ", ".join(progress.sent) or "nothing"
         state = f"Sent: {sent}. Not sent: {missing}. No commit was made, so that {target.repo_id} shows none of it."
-    return PublishError(hide(f"{target.repo_id}: {_name(error)}. {advice} {state}".replace("  ", " ")))
+    return PublishError(hide(f"{target.repo_id}: {name_error(error)}. {advice} {state}".replace("  ", " ")))

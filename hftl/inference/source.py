@@ -40,6 +40,7 @@ class ModelSource:
         model: how the network, or the one under the adapter, is loaded.
         data: the columns and lengths that it was trained with; the defaults where nobody knows.
         adapter: folder or Hub id, or None for a whole network.
+        adapter_revision: of a Hub id.
         record: of its run, if it has one here.
     """
 
@@ -49,6 +50,7 @@ class ModelSource:
     model: ModelArguments
     data: DataArguments
     adapter: str | None = None
+    adapter_revision: str = "main"
     record: RunRecord | None = field(default=None, repr=False)
 
     @property
@@ -92,11 +94,15 @@ def find_source(name: str, revision: str = "main") -> ModelSource:
             return ModelSource(name, task, task.read_labels(config), model, data or _defaults(task), record=record)
         adapter = json.loads(Path(file).read_text(encoding="utf-8"))
         base = adapter.get("base_model_name_or_path")
-        model = settings.model if settings else ModelArguments(model_name_or_path=base, mode="peft")
+        pinned = adapter.get("revision") or "main"  # the commit of the base that the adapter was tuned on
+        model = (
+            settings.model if settings else ModelArguments(model_name_or_path=base, model_revision=pinned, mode="peft")
+        )
         config = _adapter_config(path, run, model, revision)
     task = build_task(data.task) if data else _find_adapter_task(config, adapter, name)
     labels = _recorded_labels(record) or task.read_labels(config)
-    return ModelSource(name, task, labels, model, data or _defaults(task), adapter=path, record=record)
+    data = data or _defaults(task)
+    return ModelSource(name, task, labels, model, data, adapter=path, adapter_revision=revision, record=record)
 
 
 def load_network(source: ModelSource) -> LoadedSource:
@@ -200,14 +206,14 @@ def _load_processor(source: ModelSource) -> Any:
         run = _find_run(Path(source.adapter))
         for place in dict.fromkeys((source.adapter, str(run) if run else source.adapter)):
             with contextlib.suppress(UserError):
-                return task.load_processor(place, revision, source.data)
+                return task.load_processor(place, source.adapter_revision, source.data)
     return task.load_processor(base, revision, source.data)
 
 
 def _put_adapter(network: nn.Module, source: ModelSource) -> nn.Module:
     try:
         with explained_loading(source.adapter):
-            return PeftModel.from_pretrained(network, source.adapter)
+            return PeftModel.from_pretrained(network, source.adapter, revision=source.adapter_revision)
     except RuntimeError as error:  # torch's, on sizes
         base, count = source.model.model_name_or_path, source.labels.num_labels
         raise UserError(

@@ -45,6 +45,8 @@ class LabelledTask(Task):
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
         columns = choose_columns(datasets.DatasetDict(train=rows), args, self.modality)
         rows = standardize_columns(datasets.DatasetDict(train=rows), columns, self.modality)["train"]
+        if args.only_labels:  # as in training: rows of other classes are no part of what was asked
+            rows = keep_labels(datasets.DatasetDict(evaluated=rows), args.only_labels)["evaluated"]
         name = "the new data"
         return encode_labels(datasets.DatasetDict({name: rows}), info, args.label_delimiter)[name]
 

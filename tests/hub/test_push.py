@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from hftl import cli
 from hftl.config import parse_args
 from hftl.errors import PublishError, UserError
-from hftl.hub import upload
+from hftl.hub import retries
 from hftl.hub.push import Publication, push_run, take_publication
 from hftl.run import run
 from hftl.settings import check_arguments
@@ -38,7 +38,7 @@ def logged_in(hub, monkeypatch):
 def waits(monkeypatch) -> list[float]:
     """The seconds between our tries; nobody waits for them, nor for those of the client."""
     seconds: list[float] = []
-    monkeypatch.setattr(upload, "time", SimpleNamespace(sleep=seconds.append))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=seconds.append))
     clock = SimpleNamespace(sleep=lambda _: None, time=time.time)
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     return seconds
@@ -217,8 +217,8 @@ def test_a_slow_hub_is_waited_for(logged_in, copy_run, open_gate):
 
 
 def test_a_silent_hub_is_given_up(logged_in, copy_run, open_gate, waits, monkeypatch):
-    monkeypatch.setattr(upload, "SILENCE_SECONDS", 0.2)
-    monkeypatch.setattr(upload, "WAITS", (1,))
+    monkeypatch.setattr(retries, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(retries, "WAITS", (1,))
     logged_in.fail("POST", "/commit/", Fault(delay_seconds=2.0), times=2)
     with pytest.raises(PublishError, match="ReadTimeout"):
         push_run(copy_run("text-full"), Publication("org/x"))
