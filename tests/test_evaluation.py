@@ -8,6 +8,7 @@ import pytest
 import hftl
 from hftl import cli
 from hftl.config import parse_args
+from hftl.errors import UserError
 from hftl.inference.evaluation import compute_intervals, evaluate
 from hftl.metrics import PROBLEM_METRICS
 from hftl.run import run
@@ -43,6 +44,19 @@ def test_on_the_data_of_the_run_the_scores_are_those_of_the_run(train, files, ca
     assert set(found["report"]["per_class"]) == set(tiny.LABELS)
     assert f"{files}/test.csv: 9 rows" in output
     assert output.splitlines()[1].split() == ["here", "95", "%", "interval", "test", "of", "its", "run"]
+
+
+def test_a_run_on_some_classes_is_scored_on_rows_of_these(train, files):
+    folder = train("full", "--only_labels", "animal", "weather")
+    found = evaluate(hftl.load(folder), f"{files}/test.csv")
+    assert found.num_rows == 6 and found.scores["accuracy"].value == pytest.approx(found.scores["accuracy"].stored)
+
+
+def test_data_without_a_row_of_the_classes_of_the_run_are_refused(train, tmp_path):
+    (tmp_path / "new.csv").write_text("text,label\na run,motion\n")
+    predictor = hftl.load(train("full", "--only_labels", "animal", "weather"))
+    with pytest.raises(UserError, match="The evaluated split has no row of the classes in --only_labels"):
+        evaluate(predictor, f"{tmp_path}/new.csv")
 
 
 def test_a_language_model_is_scored_by_its_tokens(tmp_path):

@@ -446,3 +446,26 @@ def test_memory_does_not_grow_with_the_number_of_rows(train, tmp_path):
         with (tmp_path / "out.jsonl").open() as file:
             assert sum(1 for _ in file) == n
     assert peaks[1] < 1500 and peaks[1] - peaks[0] < 60, peaks
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_leaves_the_old_output_whole(train, tmp_path):
+    """The second window of rows ends the process as a kill does: no cleaning up, and no half file under the name."""
+    (tmp_path / "in.txt").write_text("".join(f"{TEXTS[i % 9]}\n" for i in range(50)))
+    code = (
+        "import os, sys; from hftl import cli; from hftl.inference import predictor\n"
+        "predictor.Predictor.window_size = property(lambda self: 8)\n"
+        "answer = predictor.Predictor.answer\n"
+        "def answer_once(self, *words, first=0, **more):\n"
+        "    return os._exit(9) if first else answer(self, *words, first=first, **more)\n"
+        "predictor.Predictor.answer = answer_once\n"
+        "cli.main(['predict', *sys.argv[1:]])"
+    )
+    for ending in ("jsonl", "csv", "parquet"):
+        out = tmp_path / f"out.{ending}"
+        out.write_bytes(b"the old answers")
+        words = [str(train("full")), str(tmp_path / "in.txt"), "--output_file", str(out)]
+        assert subprocess.run([sys.executable, "-c", code, *words], capture_output=True).returncode == 9
+        assert out.read_bytes() == b"the old answers"
+        left = [path for path in tmp_path.iterdir() if path.name.startswith(f".{out.name}.")]
+        assert len(left) == 1 and b"old answers" not in left[0].read_bytes()  # it was writing beside the file

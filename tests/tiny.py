@@ -5,6 +5,7 @@ Every function is a pure function of its arguments: the same files each time.
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -133,6 +134,15 @@ def write_tiny_llama(folder: str | Path, seed: int = 0) -> Path:
         initializer_range=0.1,
     )
     return _write(transformers.LlamaForCausalLM, config, folder, seed)
+
+
+def add_token(checkpoint: str | Path, folder: str | Path, token: str = "xyzzy") -> Path:
+    """A copy whose tokenizer knows one token more than the embedding has rows."""
+    shutil.copytree(checkpoint, folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([token])
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
 
 
 def make_completions(n: int, seed: int = 0) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ KINDS = {
     "text-probe": ("probe", "text"),
     "text-peft": ("peft", "text"),
     "text-prompt": ("peft", "text", "--adapter", "prompt", "--max_length", "10"),
+    "text-tokens": ("peft", "tokens"),
     "text-nf4": ("peft", "text", "--quantization", "nf4"),
     "text-bfloat16": ("peft", "text", "--dtype", "bfloat16"),
     "text-multi-label": ("full", "multi"),
@@ -25,6 +26,7 @@ KINDS = {
     "image-peft": ("peft", "image"),
     "lm-full": ("full", "lm"),
     "lm-peft": ("peft", "lm"),
+    "lm-tokens": ("peft", "lmtokens"),
     "chat-peft": ("peft", "chat"),
 }
 
@@ -36,6 +38,8 @@ def published_files(tmp_path_factory) -> Path:
     tiny.write_tiny_vit(folder / "vit")
     tiny.write_tiny_convnet(folder / "convnet")
     tiny.write_tiny_llama(folder / "llama")
+    for name in ("bert", "llama"):
+        tiny.add_token(folder / name, folder / f"{name}-tokens")
     tiny.write_image_folder(folder / "photos" / "train", 8)
     tiny.write_image_folder(folder / "photos" / "test", 3, seed=1)
     for split, count in (("train", 24), ("test", 9)):
@@ -45,8 +49,12 @@ def published_files(tmp_path_factory) -> Path:
         pairs = zip(rows, rows[1:] + rows[:1], strict=True)
         scored = [{"a": a["text"], "b": b["text"], "score": float(a["label"] == b["label"]) + 0.5} for a, b in pairs]
         tiny.write_jsonl(folder / f"pair-{split}.jsonl", scored)
+        marked = [row | {"text": f"xyzzy {row['text']}"} for row in rows]
+        tiny.write_jsonl(folder / f"tokens-{split}.jsonl", marked)
         completions = tiny.make_completions(count, seed=len(split))
         tiny.write_jsonl(folder / f"lm-{split}.jsonl", completions)
+        marked = [row | {"completion": f" xyzzy{row['completion']}"} for row in completions]
+        tiny.write_jsonl(folder / f"lmtokens-{split}.jsonl", marked)
         roles = (("user", "prompt"), ("assistant", "completion"))
         chats = [{"messages": [{"role": r, "content": row[k]} for r, k in roles]} for row in completions]
         tiny.write_jsonl(folder / f"chat-{split}.jsonl", chats)
@@ -61,14 +69,15 @@ def list_flags(files: Path, data: str) -> list[str]:
     words = ["--train_file", f"{files}/{start}train.{ending}", "--test_file", f"{files}/{start}test.{ending}"]
     if data == "pair":
         words += ["--text_columns", "a", "b", "--label_column", "score", "--problem_type", "regression"]
-    return words + (["--task", "causal-lm"] if data in ("lm", "chat") else [])
+    return words + (["--task", "causal-lm"] if data in ("lm", "lmtokens", "chat") else [])
 
 
 def name_checkpoint(kind: str) -> str:
     """Images of the adapter go through a network with BatchNorm."""
     if kind.startswith("image"):
         return "convnet" if kind in ("image-peft", "image-scratch") else "vit"
-    return "bert" if kind.startswith("text") else "llama"
+    name = "bert" if kind.startswith("text") else "llama"
+    return f"{name}-tokens" if kind.endswith("tokens") else name
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from hftl.errors import UserError
 from hftl.hub.card import Licences, describe_licences, read_comparison, render_card
@@ -87,6 +87,19 @@ def test_licences_are_found_where_they_are_written(tmp_path, monkeypatch):
     assert find_licence(str(tmp_path), "model", is_offline=True) == "mit"
     assert find_licence(str(tmp_path / "train.csv"), "dataset", is_offline=True) is None
     assert find_licence("org/never-seen", "model", is_offline=True) is None
+
+
+def test_the_licence_is_that_of_the_commit_and_not_of_main(hub):
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    api.create_repo("org/base")
+    commits = [
+        api.upload_file(
+            repo_id="org/base", path_in_repo="README.md", path_or_fileobj=f"---\nlicense: {name}\n---\n".encode()
+        ).oid
+        for name in ("mit", "cc-by-nc-4.0")
+    ]
+    assert find_licence("org/base", "model", revision=commits[0], is_offline=False) == "mit"
+    assert find_licence("org/base", "model", is_offline=False) == "cc-by-nc-4.0"
 
 
 def test_names_of_the_hub_are_told_from_those_of_this_machine(tmp_path, monkeypatch):

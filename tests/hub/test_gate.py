@@ -273,17 +273,37 @@ def take_other_targets(run):
     edit_json(run / "adapter_config.json", target_modules=["q_proj", "v_proj"])
 
 
-def merge_blindly(run):
-    """Other answers than the quantized network gave, as from weights that were merged without a look."""
+def merge_blindly(run: Path, work: Path) -> Staged:
+    """An adapter that was trained over rounded weights, folded into the full ones by `--merge`."""
+    work.mkdir()
+    return stage(run, read_run(run), ("me/x", ""), work, merge=True, include_base=False)
+
+
+COMMITS = {"a" * 40: "bert", "b" * 40: "other"}  # of org/bert: the one that the adapter was tuned on, and a later one
+
+
+def write_hub_cache(files: Path, cache: Path) -> None:
+    """A cache with two commits of one base."""
+    tiny.write_tiny_bert(cache / "other", seed=9)
+    folder = cache / "models--org--bert"
+    for commit, name in COMMITS.items():
+        shutil.copytree({"bert": files / "bert", "other": cache / "other"}[name], folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("b" * 40)
+
+
+def take_base(run: Path, work: Path, commit: str) -> Staged:
+    """The adapter of a run over a base of the Hub at a commit, as its files and its record say."""
+    values = {"base_model_name_or_path": "org/bert", "revision": commit}
+    edit_json(run / "adapter_config.json", **values)
     record = RunRecord.read(run)
-    record.config["quantization"] = "nf4"
+    record.model |= {"name": "org/bert", "revision": commit}
     record.write(run)
-
-    def change(tensors):
-        noise = torch.Generator().manual_seed(0)
-        return {n: v + 0.3 * torch.randn(v.shape, generator=noise) for n, v in tensors.items()}
-
-    edit_weights(run / "model.safetensors", change)
+    record_again(run)
+    work.mkdir()
+    staged = stage(run, read_run(run), ("me/x", ""), work, merge=False, include_base=False)
+    assert check_statically(staged) == []
+    return staged
 
 
 def swap_answers(run):
@@ -308,14 +328,13 @@ LOADED = {
     "other image size": ("image-full", take_other_size, "image processor: row 0 becomes [3, 16, 16] pixels"),
     "adapter for another architecture": ("text-peft", take_other_architecture, "other architecture: nothing in the"),
     "adapter for other modules": ("text-peft", take_other_targets, "does not load with plain transformers and peft"),
-    "quantized base merged blindly": ("text-full", merge_blindly, "answers: a logit differs"),
     "other answers": ("text-scratch", swap_answers, "answers: a logit differs"),
     "code of its own": ("text-full", claim_code_of_its_own, "does not load with plain transformers and peft"),
 }
 
 
 @pytest.fixture(scope="module")
-def loaded(make_run, tmp_path_factory):
+def loaded(make_run, published_files, tmp_path_factory):
     """Kind of a good run, or fault -> problems that a fresh process names."""
     work = tmp_path_factory.mktemp("loaded")
     cases = {kind: prepare(make_run(kind), work / kind) for kind in KINDS}
@@ -324,8 +343,15 @@ def loaded(make_run, tmp_path_factory):
         plant(run)
         record_again(run)
         cases[fault] = prepare(run, work / fault)
-    cases["quantized base merged blindly"] = replace(cases["quantized base merged blindly"], is_merged=True)
-    answers = run_jobs([write_job(staged, work / name / "gate") for name, staged in cases.items()], work)
+    cases["quantized base merged blindly"] = merge_blindly(make_run("text-nf4"), work / "merged")
+    write_hub_cache(published_files, work / "cache")
+    for commit in COMMITS:
+        run = Path(shutil.copytree(make_run("text-peft"), work / f"run at {commit}"))
+        cases[f"base at {commit}"] = take_base(run, work / f"base at {commit}", commit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(work / "cache"))
+        jobs = [write_job(staged, work / name / "gate") for name, staged in cases.items()]
+    answers = run_jobs(jobs, work)
     assert len(answers) == len(cases)
     pairs = zip(cases.items(), answers, strict=True)
     return {name: [str(one) for one in name_problems(staged, a["problems"])] for (name, staged), a in pairs}
@@ -345,7 +371,14 @@ def test_a_fault_that_only_loading_shows_is_named(fault, loaded):
 
 def test_answers_of_a_merged_quantized_base_say_what_to_do(loaded):
     (text,) = loaded["quantized base merged blindly"]
+    assert text.startswith("answers: a logit differs from that of the run by ")
     assert "trained over weights in nf4" in text and "leave out --merge" in text
+
+
+def test_an_adapter_over_another_commit_of_its_base_gives_other_answers(loaded):
+    assert loaded[f"base at {'a' * 40}"] == []
+    (text,) = loaded[f"base at {'b' * 40}"]
+    assert text.startswith("answers: a logit differs") and f"the base was read as org/bert at {'b' * 40}" in text
 
 
 def test_a_dead_process_is_a_problem_and_no_pass(tmp_path):

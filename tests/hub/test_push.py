@@ -412,6 +412,25 @@ def test_a_report_with_a_token_in_it_is_not_published(logged_in, report, capsys)
     assert "token: results.json holds a token" in capsys.readouterr().err and logged_in.requests == []
 
 
+def test_paths_of_this_machine_in_a_report_are_sent_as_their_last_part(logged_in, report, capsys):
+    results, page = '{"data": "/home/me/data/train.csv", "more": "/m/01g317"}', "<p>/Users/me/secret/train.csv</p>"
+    (report / "results.json").write_text(results)
+    (report / "report.html").write_text(page)
+    assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 0
+    sent = logged_in.repos["spaces/org/page"].find("main").files
+    assert json.loads(sent["results.json"].content) == {"data": "train.csv", "more": "/m/01g317"}
+    assert sent["index.html"].content == b"<p>train.csv</p>"
+    assert "results.json: paths of this machine are sent as their last part (/home/me/data" in capsys.readouterr().out
+    assert (report / "results.json").read_text() == results and (report / "report.html").read_text() == page
+
+
+def test_a_path_that_cannot_be_taken_out_of_a_report_stops_it(logged_in, report, capsys):
+    (report / "results.json").write_text(json.dumps({"data": "/etc/daten-\u00e4/x y"}))
+    assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 5
+    assert "holds /etc/daten-\u00e4/x y, which is of this machine" in capsys.readouterr().err
+    assert logged_in.requests == []
+
+
 def test_a_dry_run_of_a_report_lists_its_files(hub, report, capsys):
     assert cli.main(["push", "--report", str(report), "--repo_id", "org/page", "--dry_run"]) == 0
     assert "index.html" in capsys.readouterr().out and hub.requests == []
