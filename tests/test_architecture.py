@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "records": {"errors"},
     "assets": {"errors"},
     "allocator": set(),
+    "collector": set(),
     "inference.outputs": {"errors"},
     "yaml_file": {"errors"},
     "inference": set(),
