@@ -51,14 +51,21 @@ def main() -> int:
     names = options.names or list(CLAIMS)
     if options.missing:
         names = [name for name in names if not is_measured(name, environment["git_commit"])]
+    failed = []
     for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            content = measure(name, Path(folder))
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                content = measure(name, Path(folder))
+        except (RuntimeError, FileNotFoundError) as error:
+            print(f"{name}: not measured: {error}", file=sys.stderr)
+            failed.append(name)
+            continue
         described = {"date": date.today().isoformat(), "command": f"python -m benchmarks {name}"}
         content = described | content | {"environment": environment}
         (RESULTS / f"speed-{name}.json").write_text(json.dumps(content, indent=1) + "\n")
         print(f"{name}: {content['ratio']:.2f} (goal {content['goal']}) in {content['measuring_seconds']:.0f} s")
-    return subprocess.run([sys.executable, Path(__file__).parent / "tables.py"], check=False).returncode
+    written = subprocess.run([sys.executable, Path(__file__).parent / "tables.py"], check=False)
+    return 1 if failed else written.returncode
 
 
 if __name__ == "__main__":

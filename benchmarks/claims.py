@@ -106,8 +106,8 @@ def _experiment(arms: dict[str, Any], sizes: list[int]) -> dict[str, Any]:
 def campaign(folder: Path) -> dict[str, Any]:
     """Nine cells (probe, LoRA, full; 64, 128, 256 labels; one seed of three) of `hftl compare`, against nine runs.
 
-    Trained cells make 40 steps. The runs are `hftl train` from the `config.yaml` of each cell, one after the other with
-    both cores; the whole of 27 is three times the same work with other seeds.
+    Trained cells make 40 steps. The runs are `hftl train` from the `config.yaml` of each cell, one after the other
+    with both cores; the whole of 27 is three times the same work with other seeds.
     """
     arms = {"probe": None, "lora": None, "full": None}
     compared = _compare(folder / "compare", _experiment(arms, [64, 128, 256]), folder / "caches-compare")
