@@ -1,4 +1,4 @@
-"""The tables of README.md, docs/head-init.md and docs/adapters.md, from benchmarks/results/*.json.
+"""The tables of README.md and docs/, from benchmarks/results/*.json.
 
 python benchmarks/tables.py            # rewrite the marked parts of these files
 python benchmarks/tables.py --check    # fail if they differ from the results
@@ -282,6 +282,43 @@ def _say_rows(name: str) -> str:
     return f"rows of {name}" if name.startswith("bundled:") else name
 
 
+SPEED = {
+    "text-defaults": "MiniLM full, 2,000 texts once, whole process, against the public script with its defaults",
+    "text-dynamic": "the same against the script with dynamic padding and batches of 32",
+    "text-target": "seconds to .55 test accuracy, 1,000 labels, against that script at its best rate",
+    "probe-and-full": "frozen probe against full fine-tuning, 1,000 labels, whole processes",
+    "campaign": "9 cells of `hftl compare` against 9 runs of `hftl train`",
+    "five-checkpoints": "probing five checkpoints against one full fine-tuning",
+    "peak-share": "text training, share of the float32 matrix peak",
+    "cold-start": "command to first step, cached data, in times of importing torch and transformers (lower is better)",
+}
+
+
+def speed_table() -> str:
+    """What `python -m benchmarks` has measured so far: ratio first, then both sides."""
+    lines = ["| measured on a CPU | ratio | wanted | sides |", "|---|---|---|---|"]
+    contents = {name: read(f"speed-{name}") for name in SPEED if (RESULTS / f"speed-{name}.json").is_file()}
+    for name, content in contents.items():
+        sides = "; ".join(f"{side} {_say_side(values)}" for side, values in content["sides"].items())
+        ratio = f"{content['ratio']:.2f}" + ("" if name in ("peak-share", "cold-start") else "x")
+        lines.append(f"| {SPEED[name]} | {ratio} | {content['goal']:g} | {sides} |")
+    dates = ", ".join(sorted({content["date"] for content in contents.values()}))
+    machine = next(iter(contents.values()))["environment"]
+    commits = ", ".join(sorted({content["environment"]["git_commit"][:7] for content in contents.values()}))
+    return "\n".join(lines) + (
+        f"\n\nThe sides of a pair ran in turn in one call. {dates}, {machine['cpu']}, two cores, torch "
+        f"{machine['packages']['torch']}, transformers {machine['packages']['transformers']}; `python -m benchmarks` "
+        f"at {commits}."
+    )
+
+
+def _say_side(values: dict) -> str:
+    accuracy = f" (accuracy {values['accuracy']:.3f})" if "accuracy" in values else ""
+    if "flops_per_second" in values:
+        return f"{values['flops_per_second'] / 1e9:.0f} GFLOP/s{accuracy}"
+    return f"{values['seconds']:.1f} s{accuracy}"
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "accuracy": ("README.md", accuracy_table),
     "throughput": ("README.md", throughput_table),
@@ -289,6 +326,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "compare-fashion-mnist": ("README.md", partial(campaign_table, "compare-fashion-mnist")),
     "head": ("docs/head-init.md", head_table),
     "adapters-wordnet": ("docs/adapters.md", partial(adapter_table, "wordnet")),
+    "speed": ("README.md", speed_table),
+    "performance": ("docs/performance.md", speed_table),
     "audit": ("docs/data-audit.md", audit_table),
     "smollm2": ("docs/adapters.md", language_table),
     "quantization-wordnet": ("docs/adapters.md", quantization_table),

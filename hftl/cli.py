@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hftl import __version__
+from hftl.collector import importing
 from hftl.errors import (
     Interrupted,
     OutOfResources,
@@ -151,10 +152,13 @@ def run_recipe(
     started = _process_start()
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # before torch: spinning threads are up to 13x slower on a busy CPU
     _configure_logging()
-    from hftl.config import parse_args
+    with importing():
+        from hftl.config import parse_args
 
     args = parse_args(argv, default_config=default_config("wordnet.yaml"), mode=mode, settings=settings)
-    from hftl.api import train_parsed
+    with importing():
+        import hftl.run  # noqa: F401 - which the next import would do later, within the run
+        from hftl.api import train_parsed
 
     _quiet_libraries()
     try:
@@ -196,7 +200,8 @@ def compare(argv: list[str]) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     options = _parse_compare(argv)
     _configure_logging()
-    from hftl.compare import study
+    with importing():
+        from hftl.compare import study
 
     _quiet_libraries()
     file = Path(options.file or default_config("compare-wordnet-quick.yaml"))

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "scenes": set(),
     "assets": {"errors", "scenes"},
     "allocator": set(),
+    "collector": set(),
     "inference.outputs": {"errors"},
     "yaml_file": {"errors"},
     "inference": set(),

@@ -1,0 +1,60 @@
+"""The example scripts of transformers as one side of a pair: run by their flags, unchanged, from where they are kept.
+
+They are no part of this project. `HFTL_PUBLIC_SCRIPTS` names the folder with `run_classification.py` and
+`run_image_classification.py` of transformers/examples/pytorch. Both ask the Hub for the metric `accuracy`; without a
+network they find the same formula in the folder that they run in.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.processes import Finished, build_environment, run_timed
+
+ACCURACY = """
+import datasets
+import evaluate
+import numpy as np
+
+
+class Accuracy(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("int32"), "references": datasets.Value("int32")})
+        return evaluate.MetricInfo(description="share of equal labels", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"accuracy": float(np.mean(np.equal(predictions, references)))}
+"""
+ALWAYS = "--do_train --do_eval --save_strategy no --report_to none --disable_tqdm true --overwrite_cache true"
+
+
+def find_script(name: str) -> Path:
+    """Where a public script is kept.
+
+    Raises:
+        FileNotFoundError: the folder is not named, or has no such script.
+    """
+    path = Path(os.environ.get("HFTL_PUBLIC_SCRIPTS", "public")) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}. Set HFTL_PUBLIC_SCRIPTS to the folder of the example scripts.")
+    return path.resolve()
+
+
+def run_text_script(folder: Path, data: dict[str, Path], model: str, flags: str) -> Finished:
+    """`run_classification.py` on csv files with `text` and a number as `label`; evaluated on the test rows."""
+    files = ["--train_file", str(data["train"]), "--validation_file", str(data["test"])]
+    columns = ["--text_column_names", "text", "--label_column_name", "label", "--remove_columns", "name"]
+    return _run("run_classification.py", folder, [*files, *columns, "--model_name_or_path", model], flags)
+
+
+def read_accuracy(folder: Path) -> float:
+    """Of the evaluation after training."""
+    return json.loads((folder / "out" / "all_results.json").read_text())["eval_accuracy"]
+
+
+def _run(script: str, folder: Path, words: list[str], flags: str) -> Finished:
+    (folder / "accuracy").mkdir(parents=True, exist_ok=True)
+    (folder / "accuracy" / "accuracy.py").write_text(ACCURACY)
+    command = [sys.executable, str(find_script(script)), *words, "--output_dir", "out", *ALWAYS.split()]
+    return run_timed([*command, *flags.split()], folder, build_environment(folder / "caches"))
