@@ -18,6 +18,7 @@ from hftl.cost.ledger import Ledger
 from hftl.errors import OutOfResources, TrainingDiverged, UserError
 from hftl.records import RECORD_FILE, RunRecord, redact
 from hftl.resuming.checkpoints import NAME, check_checkpoint_folder, clean, find_newest, supersede_later
+from hftl.speed import add_speed
 from hftl.trainer import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ def recorded(record: RunRecord, folder: Path, ledger: Ledger, trainer: Any) -> I
         record.cost |= trainer.meter.summary(trainer.args.world_size)
         record.cost |= {"num_steps": trainer.state.global_step, "artifact_bytes": measure_weights(folder)}
         record.cost |= ledger.seconds()
+        add_speed(record, trainer)
         if trainer.args.should_save:
             record.write(folder)
 

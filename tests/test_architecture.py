@@ -41,6 +41,7 @@ RUNS = (
     "resuming.progress",
     "resuming.signals",
     "trainer",
+    "speed",
     "run_folder",
     "resuming.identity",
     "merge",
