@@ -190,9 +190,22 @@ def _summarize(record: "RunRecord", folder: str) -> str:
         f"{cost['wall_seconds']:.0f} s in all: start-up {cost['startup_seconds']:.0f}, "
         f"training {cost['train_seconds']:.0f}, evaluation {cost['evaluation_seconds']:.0f}, "
         f"saving {cost['save_seconds']:.0f}",
+        *_summarize_speed(cost),
         f"saved in {folder}",
+        *([cost["diagnosis"]] if cost.get("diagnosis") else []),
     ]
     return "\n".join(lines)
+
+
+def _summarize_speed(cost: dict) -> list[str]:
+    if not cost.get("num_examples_seen") or not cost.get("examples_per_second"):  # a baseline, or a probe
+        return []
+    parts = [f"{cost['examples_per_second']:,.0f} examples/s"]
+    if cost["tokens_per_second"]:
+        parts.append(f"{cost['tokens_per_second']:,.0f} tokens/s without padding ({cost['padding_fraction']:.0%})")
+    if cost["mfu"]:
+        parts.append(f"MFU {cost['mfu']:.0%}")
+    return [", ".join([*parts, f"waiting for data {cost['data_wait_share']:.0%} of all time"])]
 
 
 def compare(argv: list[str]) -> None:

@@ -48,7 +48,8 @@ class RunRecord:
         config: Every setting, flat; `config_hash` identifies it.
         metrics: Split (validation, test) -> metric name -> number or table.
         cost: wall_seconds and its parts (see `hftl.cost.ledger`), peak_memory_bytes, train_flops, num_examples_seen,
-            num_tokens_seen, padding_fraction, num_steps, artifact_bytes (the saved model or adapter).
+            num_tokens_seen, padding_fraction, num_steps, artifact_bytes (the saved model or adapter), rates,
+            shares and a `diagnosis` (see `hftl.cost.diagnosis`).
         environment: What `describe_environment` returns.
         history: What Trainer logged on the way: losses and validation scores, with their step.
         error: Why the run did not complete.

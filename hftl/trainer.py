@@ -14,6 +14,7 @@ where there are some.
 import logging
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -127,6 +128,20 @@ class Meter:
         self.num_tokens: torch.Tensor | int = 0
         self.flops_per_unit = math.nan
         self.start_flops = 0  # of what the head and the adapter start from, before training
+        self.data_wait_seconds = 0.0
+        self.num_saves = 0
+
+    def time_waits(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; the time until each is there counts as waiting for data."""
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.data_wait_seconds += time.perf_counter() - asked
+            yield batch
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count one micro-batch."""
@@ -147,6 +162,8 @@ class Meter:
             "num_tokens_padded": self.num_tokens_padded * num_processes,
             "flops_per_unit": self.flops_per_unit if math.isfinite(self.flops_per_unit) else None,
             "start_flops": self.start_flops,
+            "data_wait_seconds": self.data_wait_seconds,
+            "num_saves": self.num_saves,
         }
 
     def restore(self, state: dict[str, Any], num_processes: int) -> None:
@@ -155,6 +172,8 @@ class Meter:
             setattr(self, name, state[name] // num_processes)
         self.flops_per_unit = math.nan if state["flops_per_unit"] is None else state["flops_per_unit"]
         self.start_flops = state["start_flops"]
+        self.data_wait_seconds = state.get("data_wait_seconds", 0.0)  # checkpoints of older versions have neither
+        self.num_saves = state.get("num_saves", 0)
 
     def summary(self, num_processes: int) -> dict[str, Any]:
         """The `cost` fields of a run record, over all processes (each sees an equal share)."""
@@ -166,6 +185,8 @@ class Meter:
             "num_tokens_seen": real * num_processes if self.num_tokens_padded else None,
             "padding_fraction": 1 - real / self.num_tokens_padded if self.num_tokens_padded else None,
             "train_flops": int(flops) + self.start_flops if math.isfinite(flops) else None,
+            "data_wait_seconds": self.data_wait_seconds,
+            "num_saves": self.num_saves,
         }
 
 
@@ -276,6 +297,10 @@ class FineTuningTrainer(Trainer):
                     optimizer.add_param_group({**group, "params": mine, "lr": self.head_learning_rate})
         return optimizer
 
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """The stock micro-batches of a step, with the time that the model waits for them."""
+        return super().get_batch_samples(self.meter.time_waits(epoch_iterator), *args, **kwargs)
+
     def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
         """One micro-batch; the first one is also counted in FLOPs."""
         self.meter.add(inputs)
@@ -352,6 +377,7 @@ class FineTuningTrainer(Trainer):
         """The stock checkpoint, charged to saving, under names that it can be resumed from, and then committed."""
         folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         staging = staging_folder(folder, self.state.global_step)
+        self.meter.num_saves += 1
         with self.ledger.bucket("save"), _own_names(self.accelerator.unwrap_model(self.model)):
             self.progress.pending_loss = float(gather(self._tr_loss.detach().reshape(1)).mean())
             if self.args.should_save:

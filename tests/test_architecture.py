@@ -45,6 +45,7 @@ RUNS = (
     "spikes",
     "trainer",
     "resuming.lock",
+    "speed",
     "run_folder",
     "auto_batch",
     "resuming.identity",
