@@ -80,16 +80,19 @@ def test_a_best_checkpoint_that_was_damaged_is_an_error_and_not_silent(tmp_path)
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_loader_process_that_is_killed_ends_with_code_4_and_the_run_goes_on(files, tmp_path, monkeypatch, capsys):
-    real, run, called = TextCollator.__call__, tmp_path / "run", tmp_path / "called"
+    real, run, calls = TextCollator.__call__, tmp_path / "run", tmp_path / "calls"
+    calls.touch()
 
     def die_after_the_first_checkpoint(self, rows):
-        """The first batch comes; the second one never."""
+        """Two batches come, the second of them ahead of the first step; the third one never."""
         if torch.utils.data.get_worker_info() is not None and len(rows) == 4:
-            if called.exists():
-                while not (run / "checkpoint-1").exists():
+            if calls.stat().st_size == 2:
+                deadline = time.monotonic() + 60
+                while not (run / "checkpoint-1").exists() and time.monotonic() < deadline:
                     time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
-            called.touch()
+            with calls.open("a") as file:
+                file.write("x")
         return real(self, rows)
 
     words = [f"--train_file={files}/train.csv", f"--model_name_or_path={files}/bert", "--mode=full", "--use_cpu"]
