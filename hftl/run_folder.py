@@ -29,7 +29,7 @@ from hftl.resuming.checkpoints import (
     sync,
 )
 from hftl.speed import add_speed
-from hftl.trainer import is_out_of_memory
+from hftl.trainer import FineTuningTrainer, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,8 @@ def recorded(record: RunRecord, folder: Path, ledger: Ledger, trainer: Any) -> I
         record.cost |= trainer.meter.summary(trainer.args.world_size)
         record.cost |= {"num_steps": trainer.state.global_step, "artifact_bytes": measure_weights(folder)}
         record.cost |= ledger.seconds()
-        add_speed(record, trainer)
+        if isinstance(trainer, FineTuningTrainer):  # a baseline trains nothing
+            add_speed(record, trainer)
         if trainer.args.should_save:
             record.write(folder)
 

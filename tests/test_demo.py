@@ -88,6 +88,14 @@ def test_two_models_that_read_different_things_are_refused(language, image):
         Demo([language, image])
 
 
+def test_a_task_that_the_page_cannot_show_is_said(image, monkeypatch):
+    from hftl.inference.demo import Demo
+
+    monkeypatch.setattr(image.task, "fits_head", False, raising=False)
+    with pytest.raises(UserError, match="answers image-classification. Ask it with `hftl predict`"):
+        Demo([image])
+
+
 def test_a_port_that_is_taken_is_said(train_once, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

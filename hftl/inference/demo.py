@@ -30,9 +30,10 @@ class Demo:
             port: of this machine; None: the first free one from 7860 on.
 
         Raises:
-            UserError: gradio is missing, the port is taken, or the models read different things.
+            UserError: gradio is missing, the port is taken, the models read different things, or answer what this page
+                cannot show.
         """
-        _check_pair(predictors)
+        _check_models(predictors)
         self._page = build_page(predictors)
         try:
             _, self.url, _ = self._page.launch(
@@ -144,7 +145,13 @@ def describe(predictor: Predictor) -> str:
     return f"{name}: {source.record.adapter or source.record.mode} on {source.record.model['name']}"
 
 
-def _check_pair(predictors: Sequence[Predictor]) -> None:
+def _check_models(predictors: Sequence[Predictor]) -> None:
+    for predictor in predictors:
+        if not predictor.task.fits_head and predictor.task.modality != "language":
+            raise UserError(
+                f"hftl demo shows labels, numbers and written texts, and {predictor.source.name} answers "
+                f"{predictor.task.name}. Ask it with `hftl predict`."
+            )
     kinds = {(predictor.task.modality, predictor.source.num_inputs or 1) for predictor in predictors}
     if len(kinds) > 1:
         names = " and ".join(predictor.source.name for predictor in predictors)
