@@ -21,7 +21,7 @@ PREFIX = "bundled:"
 DEMO_INSTALL = 'pip install "hftl[demo]"'
 SCENES = ("fashion-scenes",)  # made of another bundled data set when first asked for, and kept in the cache
 SCENES_VERSION = 1  # raise it when the scenes change
-CONFIGURATIONS = ("segformer-tiny",)  # without weights, for --mode scratch
+CONFIGURATIONS = ("segformer-tiny", "t5-tiny")  # without weights, for --mode scratch
 CONVERSION = 1  # raise it when a converter writes something else, so that older caches are left behind
 
 
@@ -184,6 +184,11 @@ DATASETS = {
         "train": "be2a9dfcb3786740080bcd29dc12911453bfe70d21d74bcc98fcb8ff74b7a4f9",
         "validation": "5acd602e1b363cfa4b0d9155a43e997efb2423d9b60586e0896a60f480480783",
         "test": "25d3e21f9668ebfff4d06860bde4b090f0e3bcf415a6a3a05880ab0e8a5abcb3",
+    },
+    "wordnet-lemmas": {
+        "train": "a76b5acab5bff8b6bb04e85e95de507db3eda03878db5307648590da74287376",
+        "validation": "5b729a12cb0507eb1054b58fd36e15c41e727ef51511789e95e38fee08ab757c",
+        "test": "1fe2a170f25d7af2aabf76c7585bdb002a2b1ec42617773fcc1c239d595d0b3f",
     },
     "fashion-mnist": {
         "train": "f47ff6b18d38b875a96de157cdb4d45b6c562695f3ba45f41bea00a93a51cf14",

@@ -37,7 +37,8 @@ class DataArguments:
 
     task: str = _option(
         "text-classification",
-        "text-classification, image-classification, token-classification, semantic-segmentation or causal-lm.",
+        "text-classification, image-classification, token-classification, semantic-segmentation, seq2seq or "
+        "causal-lm.",
     )
     dataset: str | None = _option(None, "Hub id, folder, file or bundled:NAME.")
     dataset_config: str | None = _option(None, "Configuration name of a Hub data set.")
@@ -101,6 +102,11 @@ class DataArguments:
     tokenizer_vocab_size: int | None = _option(
         None, "causal-lm, mode scratch: train a tokenizer of this size on the train rows."
     )
+    source_column: str | None = _option(None, "seq2seq: column that is read.")
+    target_column: str | None = _option(None, "seq2seq: column that is to be written.")
+    source_prefix: str | None = _option(None, "seq2seq: text in front of each input, such as 'summarize: '.")
+    max_new_tokens: int = _option(64, "seq2seq: most tokens written for a row in the evaluation after training.")
+    num_beams: int = _option(1, "seq2seq: beams while writing; 1 takes the most probable token.")
     show_example: bool = _option(False, "causal-lm: print one training row with the part that is learnt marked.")
 
     def __post_init__(self) -> None:
@@ -108,7 +114,14 @@ class DataArguments:
             raise UserError(f"--validation_fraction is {self.validation_fraction}; give a share between 0 and 1.")
         for name in ("num_train_examples", "num_train_examples_per_class", "num_validation_examples"):
             _check_positive(name, getattr(self, name))
-        for name in ("num_test_examples", "max_length", "image_size", "tokenizer_vocab_size"):
+        for name in (
+            "num_test_examples",
+            "max_length",
+            "image_size",
+            "tokenizer_vocab_size",
+            "max_new_tokens",
+            "num_beams",
+        ):
             _check_positive(name, getattr(self, name))
 
 

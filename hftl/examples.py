@@ -52,6 +52,7 @@ _CUTS = {
     *("validation_seed", "validation_fraction", "evaluate_test", "on_bad_rows", "audit"),
     *("max_length", "image_size"),
     *("augmentation", "completion_only", "packing", "tokenizer_vocab_size", "show_example"),
+    *("source_prefix", "max_new_tokens", "num_beams"),
 }
 
 

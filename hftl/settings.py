@@ -83,7 +83,8 @@ def check_best_metric(args: Arguments, problem_type: str) -> None:
     metric = (args.training.metric_for_best_model or "loss").removeprefix("eval_")
     if metric == "loss":
         return
-    if metric not in (scores := scores_of(problem_type)):
+    scores = {name: score for name, score in scores_of(problem_type).items() if not score.is_written}
+    if metric not in scores:
         raise unknown_name("metric in --metric_for_best_model:", metric, ["loss", *scores])
     if "greater_is_better" not in args.given:
         args.training.greater_is_better = scores[metric].greater_is_better

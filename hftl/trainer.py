@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather, release_memory
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
@@ -39,7 +40,7 @@ from hftl.records import redact
 from hftl.resuming.checkpoints import clean, commit, find_damage, rotate, staging_folder
 from hftl.resuming.progress import STATE_FILE, Progress, has_ended, read_state
 from hftl.spikes import WarnOfSpikes
-from hftl.tasks.base import Task
+from hftl.tasks.base import FILL, Task, stack_kept
 
 logger = logging.getLogger(__name__)
 
@@ -150,9 +151,11 @@ class Meter:
             (inputs["position_ids"] == 0).sum() if is_packed else len(inputs["labels"])
         )
         if "input_ids" in inputs:
-            count = inputs["input_ids"].numel()
+            count = count_units(inputs)
             self.num_tokens_padded += count
             self.num_tokens = self.num_tokens + (count if is_packed else inputs["attention_mask"].sum())
+            if "decoder_input_ids" in inputs:  # which has a token for each label
+                self.num_tokens = self.num_tokens + (inputs["labels"] != IGNORED).sum()
 
     def state(self, num_processes: int) -> dict[str, Any]:
         """What a checkpoint keeps, as plain numbers over all processes; the FLOPs of a unit are counted once a run."""
@@ -213,8 +216,8 @@ class FineTuningTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self.ledger = ledger
-        self.meter = Meter()
         self.task = task
+        self.meter = Meter()
         self.head_names = head_names
         self.head_learning_rate = head_learning_rate
         self.manifest: dict[str, Any] = {}  # what a checkpoint says about its run, besides its files
@@ -450,9 +453,22 @@ class FineTuningTrainer(Trainer):
         compute_metrics, self.compute_metrics = self.compute_metrics, None  # which expects the rows of evaluation
         try:
             with self.ledger.bucket("evaluation"):
-                predictions = self._in_smaller_batches(lambda: self.predict(ordered).predictions)
+                predictions = self._in_smaller_batches(lambda: self._answer(ordered))
         finally:
             self.compute_metrics = compute_metrics
         kept = np.empty_like(predictions, dtype=np.float32)
         kept[order] = predictions
         return kept
+
+    def _answer(self, rows: datasets.Dataset) -> np.ndarray:
+        """What the task keeps of each row, and behind it what it writes, where it has scores of that."""
+        reduced, written = self.predict(rows).predictions, []
+        if not any(score.is_written for score in self.task.scores.values()):
+            return reduced
+        network = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        for batch in tqdm(self.get_eval_dataloader(rows), desc="Writing", disable=self.args.disable_tqdm):
+            with torch.no_grad():
+                tokens = self.task.write(network, batch)
+            tokens = self.accelerator.pad_across_processes(tokens, dim=1, pad_index=FILL)
+            written += list(self.accelerator.gather_for_metrics(tokens).cpu().numpy())
+        return np.concatenate([reduced, stack_kept(written).astype(reduced.dtype)], axis=1)

@@ -73,7 +73,7 @@ def test_unknown_names_are_errors_that_guess_and_list() -> None:
         assets.resolve_model("bundled:minilm-l12")
     with pytest.raises(
         UserError,
-        match=r"bundled data set 'mnist'.*Valid: fashion-mnist, wordnet, wordnet-definitions, wordnet-words",
+        match=r"bundled data set 'mnist'.*Valid: fashion-mnist, wordnet, wordnet-definitions, wordnet-lemmas, ",
     ):
         assets.resolve_dataset("bundled:mnist")
 

@@ -62,8 +62,9 @@ _FORMULAS = {
 
 
 def count_units(batch: dict[str, torch.Tensor]) -> int:
-    """Padded tokens of a text batch, images of an image batch: what FLOPs are proportional to."""
-    return batch["input_ids"].numel() if "input_ids" in batch else len(batch["labels"])
+    """What FLOPs are proportional to: padded tokens of texts, of both sides where there are two, or images."""
+    tokens = sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
+    return tokens or len(batch["labels"])
 
 
 def count_flops(function: Callable[[], object]) -> int:

@@ -18,6 +18,7 @@ BUNDLED_DATA = {
     "wordnet": "wordnet",
     "wordnet-definitions": "wordnet",
     "wordnet-words": "wordnet",
+    "wordnet-lemmas": "wordnet",
     "fashion-mnist": "mit",
 }
 

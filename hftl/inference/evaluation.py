@@ -125,7 +125,9 @@ def score_rows(predictor: Predictor, rows: datasets.Dataset) -> np.ndarray:
 
     def ask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        return task.reduce(task.read_outputs(predictor.network(**inputs)), batch["labels"])
+        reduced = task.reduce(task.read_outputs(predictor.network(**inputs)), batch["labels"])
+        written = task.write(predictor.network, inputs)
+        return reduced if written is None else torch.cat([reduced.float(), written.float()], dim=1)
 
     kept = []
     with tqdm(total=len(rows), desc="Evaluating", unit="row", disable=None) as bar:

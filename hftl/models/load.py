@@ -215,8 +215,9 @@ def apply_overrides(config: Any, overrides: str | None) -> None:
 
 
 def body_prefix(network: PreTrainedModel) -> str:
-    """`bert.`, `vit.`, ...: where the pretrained part of a network with a head lives."""
-    return f"{network.base_model_prefix or 'backbone'}."  # UperNet names none
+    """`bert.`, `vit.`, ...: where the pretrained part of a network with a head lives; of T5 the network itself."""
+    prefix = network.base_model_prefix or "backbone"  # UperNet names none
+    return f"{prefix}." if hasattr(network, prefix) else ""
 
 
 def _refuse_a_new_body(network: PreTrainedModel, new: frozenset[str], mismatched: set[str], name: str) -> None:

@@ -83,7 +83,12 @@ def list_layers(network: nn.Module, heads: list[str]) -> dict[str, str]:
 
 def _list_body(network: nn.Module, heads: list[str]) -> list[tuple[str, nn.Module]]:
     prefix = body_prefix(network)
-    inside = [(name, module) for name, module in network.named_modules() if name.startswith(prefix)]
+    words = network.get_output_embeddings()  # often the input embedding as well, which stays
+    inside = [
+        (name, module)
+        for name, module in network.named_modules()
+        if name.startswith(prefix) and (words is None or module is not words)
+    ]
     return [(name, module) for name, module in inside if not any(f"{name}.".startswith(f"{h}.") for h in heads)]
 
 

@@ -7,6 +7,7 @@ from hftl.tasks.base import Score, Task
 from hftl.tasks.causal_lm import CausalLM
 from hftl.tasks.image_classification import ImageClassification
 from hftl.tasks.semantic_segmentation import SemanticSegmentation
+from hftl.tasks.seq2seq import Seq2Seq
 from hftl.tasks.text_classification import TextClassification
 from hftl.tasks.token_classification import TokenClassification
 
@@ -16,6 +17,7 @@ TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLM,
     "token-classification": TokenClassification,
     "semantic-segmentation": SemanticSegmentation,
+    "seq2seq": Seq2Seq,
 }
 
 

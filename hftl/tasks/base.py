@@ -73,10 +73,12 @@ class Score:
         greater_is_better: the direction in which a model improves.
         by_row: what each row adds to it, [N] from the columns of `predictions.parquet`: values whose mean is the score
             and whose spread is that of the score over new rows. None: it has no interval in a comparison.
+        is_written: it is of what `Task.write` gives, so that it is not known while training.
     """
 
     greater_is_better: bool = True
     by_row: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
+    is_written: bool = False
 
 
 class Task(ABC):
@@ -201,6 +203,13 @@ class Task(ABC):
     @abstractmethod
     def compute_metrics(self, kept: np.ndarray, rows: datasets.Dataset, info: Any) -> dict[str, float]:
         """Every score of a split from what `reduce` kept, [N, K] in the order of `rows`."""
+
+    def write(self, network: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """What the network writes for rows with labels, [B, T], kept behind what `reduce` keeps; None: nothing.
+
+        Only in the evaluation after training, and of new data: writing takes a pass for each token.
+        """
+        return None
 
     def read_outputs(self, outputs: Any) -> torch.Tensor | tuple:
         """What `reduce` gets of the network's output."""
