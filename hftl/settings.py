@@ -1,5 +1,6 @@
 """Do the settings of a run go together, and what does it take where the user left something open?"""
 
+import logging
 import os
 import shutil
 import sys
@@ -20,6 +21,8 @@ from hftl.resuming.identity import check_checkpoint
 from hftl.run_folder import check_run_folder, resolve_checkpoint
 from hftl.tasks import TASKS, scores_of
 from hftl.tasks.base import Task
+
+logger = logging.getLogger(__name__)
 
 LOADER_WORKERS = {"image": 8, "text": 2, "language": 2}  # on CUDA: an image is augmented, a text only padded
 MIN_ROOM = 8  # tokens of a text, below which there is nothing to read
@@ -65,6 +68,8 @@ def check_arguments(args: Arguments) -> None:
             "Give --auto_batch true, or choose --per_device_train_batch_size and --gradient_accumulation_steps."
         )
     check_auto_batch(args)
+    if args.training.device.type == "cpu" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        logger.warning("FSDP splits nothing on a CPU: accelerate makes it plain data parallelism, whole copies each.")
     is_auto = (args.training.resume_from_checkpoint or "").lower() == "auto"
     resolve_checkpoint(args)
     if "output_dir" in args.given:

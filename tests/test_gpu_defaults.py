@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 from hftl import config
 from hftl.config import parse_args
 from hftl.models.modes import MODES
-from hftl.settings import describe_precision, loader_defaults, set_defaults
+from hftl.settings import check_arguments, describe_precision, loader_defaults, set_defaults
 from hftl.tasks import build_task
 from tests.networks import build_network
 
@@ -109,3 +109,10 @@ def test_loader_processes_follow_the_machine(modality, cores, processes, free, e
 
 def test_the_default_optimizer_is_fused(tmp_path):
     assert TrainingArguments(str(tmp_path), use_cpu=True).optim == "adamw_torch_fused"
+
+
+def test_fsdp_on_a_cpu_is_said_to_split_nothing(monkeypatch, caplog):
+    """accelerate 1.15 makes it plain data parallelism without a word."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_arguments(parse_args(["--model_name_or_path", "x", "--use_cpu"], mode="full"))
+    assert "FSDP splits nothing on a CPU" in caplog.text
