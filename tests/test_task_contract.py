@@ -30,9 +30,18 @@ def write_words(folder: Path) -> None:
         tiny.write_jsonl(folder / f"{split}.jsonl", table)
 
 
+def write_texts(folder: Path) -> None:
+    for split, count, seed in (("train", 24, 0), ("test", 9, 1)):
+        rows = [{"text": row["text"]} for row in tiny.make_texts(count, seed=seed)]
+        if split == "test":
+            rows = [{"text": row["text"] + " [MASK]"} for row in rows]  # what is asked of a row without targets
+        tiny.write_jsonl(folder / f"{split}.jsonl", rows)
+
+
 # task -> (what writes its tiny checkpoint, what writes train.jsonl and test.jsonl)
 TASK_CASES = {
     "token-classification": (tiny.write_tiny_bert, write_words),
+    "masked-lm": (tiny.write_tiny_bert, write_texts),
 }
 MODES = [(task, mode) for task in TASK_CASES for mode in TASKS[task].modes]
 

@@ -90,6 +90,34 @@ def choose_prompt(features: datasets.Features, given: list[str] | None) -> dict[
     return {found[0]: "prompt" if _is_text(features[found[0]]) else "messages"}
 
 
+def standardize_texts(splits: datasets.DatasetDict, args: "DataArguments") -> datasets.DatasetDict:
+    """Keeps the one column of texts, as `text`.
+
+    Raises:
+        UserError: a name that is not a column or holds no text, or no best guess.
+    """
+    return _rename(splits, {choose_text(splits["train"].features, args.text_columns): "text"})
+
+
+def choose_text(features: datasets.Features, given: list[str] | None) -> str:
+    """The one column of texts: as given, by its usual names, or because there is no other.
+
+    Raises:
+        UserError: a name that is not a column, several names, or no best guess.
+    """
+    for name in given or ():
+        if name not in features:
+            raise unknown_name("column", name, features, "Correct --text_columns.")
+    texts = [name for name, feature in features.items() if _is_text(feature)]
+    found = given or [name for name in texts if name.lower() in TEXT_NAMES] or texts
+    if len(found) != 1:
+        reason = "are several texts" if found else "is no text"
+        raise UserError(
+            f"Among the columns {', '.join(found or features)} there {reason}; name one with --text_columns."
+        )
+    return found[0]
+
+
 def _is_text(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 

@@ -62,12 +62,14 @@ def find_head(network: nn.Module) -> str:
 def head_modules(network: nn.Module, new_parameters: Iterable[str], *, has_new_head: bool = True) -> list[str]:
     """The modules that every mode trains and saves: all outside the pretrained body, and new ones inside it.
 
-    Where the head belongs to the checkpoint (`has_new_head` False), as in a language model, new ones alone.
+    Where the head belongs to the checkpoint (`has_new_head` False), as in a language model, new ones alone, without
+    those that hold a weight of the body: a copy of an embedding would be trained and saved with the module.
     """
     prefix = body_prefix(network)
     new = {name.rsplit(".", 1)[0] for name in new_parameters if "." in name}
     if not has_new_head:
-        return sorted(new)
+        tied = tuple(network.all_tied_weights_keys)
+        return sorted(module for module in new if not any(name.startswith(f"{module}.") for name in tied))
     outside = [
         name
         for name, module in network.named_children()

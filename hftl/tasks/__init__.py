@@ -6,6 +6,7 @@ from hftl.metrics.rows import ROW_SCORES
 from hftl.tasks.base import Score, Task
 from hftl.tasks.causal_lm import CausalLM
 from hftl.tasks.image_classification import ImageClassification
+from hftl.tasks.masked_lm import MaskedLM
 from hftl.tasks.semantic_segmentation import SemanticSegmentation
 from hftl.tasks.seq2seq import Seq2Seq
 from hftl.tasks.text_classification import TextClassification
@@ -18,6 +19,7 @@ TASKS: dict[str, type[Task]] = {
     "token-classification": TokenClassification,
     "semantic-segmentation": SemanticSegmentation,
     "seq2seq": Seq2Seq,
+    "masked-lm": MaskedLM,
 }
 
 
