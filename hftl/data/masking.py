@@ -1,8 +1,8 @@
 """Which words of a text are hidden, to be found again? Whole words, drawn from a seed; tokens and numbers only.
 
-Fifteen of a hundred words are chosen. Of their tokens eight of ten become the mask, one a random token and one stays as
-it is, so that the network cannot rely on a mask to know what is asked (Devlin et al. 2019, section 3.1; whole words as
-in their later checkpoints, since a part of a word gives the rest away).
+Fifteen of a hundred words are chosen. Of their tokens eight of ten become the mask, one a random token and one stays
+as it is, so that the network cannot rely on a mask to know what is asked (Devlin et al. 2019, section 3.1; whole words
+as in their later checkpoints, since a part of a word gives the rest away).
 """
 
 from collections.abc import Sequence

@@ -157,8 +157,8 @@ print(fill(f"A {processor.mask_token} has four legs."))"""
         for text, tokens in zip(rows["text"], ids, strict=True):
             if processor.mask_token_id not in tokens:
                 raise UserError(
-                    f"The text {text[:60]!r} has no {processor.mask_token} within {processor.model_max_length} tokens; "
-                    "write it where a word is to be found."
+                    f"The text {text[:60]!r} has no {processor.mask_token} within {processor.model_max_length} "
+                    "tokens; write it where a word is to be found."
                 )
         return {"input_ids": ids, "length": [len(tokens) for tokens in ids], "text": list(rows["text"])}
 
