@@ -177,10 +177,8 @@ print(fill(f"A {processor.mask_token} has four legs."))"""
         """`filled`, the text with the most probable tokens, and for each mask the `tokens` and `probabilities`."""
         answers: dict[str, list] = {"filled": [], "tokens": [], "probabilities": []}
         for values, text in zip(kept, rows["text"], strict=True):
-            values = values[
-                ~np.isnan(values).any(-1) & (values >= 0).all(-1)
-            ]  # [masks, 2 k], without what fills shorter rows
-            numbers, probabilities = np.split(values, 2, axis=-1)
+            is_mask = ~np.isnan(values).any(-1) & (values >= 0).all(-1)  # shorter rows are filled with -100
+            numbers, probabilities = np.split(values[is_mask], 2, axis=-1)
             tokens = [[processor.decode([int(token)]).strip() for token in row] for row in numbers]
             answers["tokens"].append(tokens)
             answers["probabilities"].append(probabilities.tolist())
@@ -239,7 +237,5 @@ class MaskCollator:
 def _sum_row(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Logits [T, V] and labels [T] -> negative log-likelihood, hidden tokens, found ones; float32 [3]."""
     logits, labels = logits[labels != IGNORED].float(), labels[labels != IGNORED]
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack(
-        [loss, torch.tensor(len(labels), device=loss.device), (logits.argmax(-1) == labels).sum()]
-    ).float()
+    loss, count = F.cross_entropy(logits, labels, reduction="sum"), (labels != IGNORED).sum()
+    return torch.stack([loss, count, (logits.argmax(-1) == labels).sum()]).float()
