@@ -195,7 +195,7 @@ def test_wrong_settings_are_refused(train, flags, message):
 
 def test_a_network_that_cannot_find_hidden_words_is_refused(train, tmp_path):
     tiny.write_tiny_llama(tmp_path / "llama")
-    with pytest.raises(UserError, match="is of the kind llama, which transformers cannot let find hidden words"):
+    with pytest.raises(UserError, match="is a llama network, which has no head for masked-lm"):
         train("full", model=tmp_path / "llama")
 
 

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from hftl.assets import resolve_model
 from hftl.data.inputs import list_texts
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.language import choose_text, standardize_texts
 from hftl.data.masking import NO_WORD, hide_words
 from hftl.errors import UserError
 from hftl.metrics.rows import ROW_SCORES
-from hftl.tasks.base import AnswerOptions, Score, Task, explained_loading, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.base import AnswerOptions, Score, Task, load_tokenizer, map_cached, widen_vocabulary
 
 MAX_LENGTH = 512  # tokens of a window, unless the network reads fewer
 EVALUATION_SEED = 0  # the words that are hidden of validation and test rows are always the same
@@ -63,13 +62,6 @@ print(fill(f"A {processor.mask_token} has four legs."))"""
         return LabelInfo(self.name, ())
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
-        with explained_loading(source):
-            config = AutoConfig.from_pretrained(resolve_model(source), revision=revision, trust_remote_code=False)
-        if type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING:
-            raise UserError(
-                f"{source} is of the kind {config.model_type}, which transformers cannot let find hidden words. "
-                "Name an encoder such as BERT, RoBERTa or ModernBERT; a model that writes is for --task causal-lm."
-            )
         tokenizer = load_tokenizer(source, revision, args.max_length, default_length=MAX_LENGTH)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise UserError(f"{source} has a slow tokenizer, which does not say where words begin; give a fast one.")
