@@ -185,6 +185,11 @@ DATASETS = {
         "validation": "5acd602e1b363cfa4b0d9155a43e997efb2423d9b60586e0896a60f480480783",
         "test": "25d3e21f9668ebfff4d06860bde4b090f0e3bcf415a6a3a05880ab0e8a5abcb3",
     },
+    "wordnet-questions": {
+        "train": "f086be5a5ecfd74f389bb46997375ffb479270cb4d10b7bd2d7afba5c6e0d8ab",
+        "validation": "3fe007db79d0b068fda8bc42306d95bd1f54519cfed891038c6d39f64b4ef731",
+        "test": "5db9f8395998ef98db1b9abdfd1a9571e9b324ac744dcd08c7ca6bfd176f273d",
+    },
     "wordnet-lemmas": {
         "train": "a76b5acab5bff8b6bb04e85e95de507db3eda03878db5307648590da74287376",
         "validation": "5b729a12cb0507eb1054b58fd36e15c41e727ef51511789e95e38fee08ab757c",

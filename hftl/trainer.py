@@ -229,6 +229,7 @@ class FineTuningTrainer(Trainer):
         args.restore_callback_states_from_checkpoint = False  # it builds callbacks anew; `Progress` restores them
         if args.device.type == "cuda" and args.dataloader_pin_memory:  # the step before is not waited for
             args.accelerator_config.non_blocking = True
+        args.label_names = ["labels"]  # the stock names of a question-answering network are its own
         smoothing = args.label_smoothing_factor
         loss = SummedLoss(partial(task.sum_loss, problem_type=problem_type, smoothing=smoothing))
         self.use_cache = getattr(kwargs["model"].config, "use_cache", None)  # which Trainer changes

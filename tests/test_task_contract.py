@@ -38,9 +38,21 @@ def write_texts(folder: Path) -> None:
         tiny.write_jsonl(folder / f"{split}.jsonl", rows)
 
 
+def write_questions(folder: Path) -> None:
+    for split, count, seed in (("train", 24, 0), ("test", 9, 1)):
+        rows = []
+        for row in tiny.make_texts(count, seed=seed):
+            words = row["text"].split()
+            answers = {"text": [words[1]], "answer_start": [len(words[0]) + 1]}
+            answers = {"text": [], "answer_start": []} if len(rows) % 4 == 3 else answers
+            rows.append({"question": f"what is {words[0]}", "context": row["text"], "answers": answers})
+        tiny.write_jsonl(folder / f"{split}.jsonl", rows)
+
+
 # task -> (what writes its tiny checkpoint, what writes train.jsonl and test.jsonl)
 TASK_CASES = {
     "token-classification": (tiny.write_tiny_bert, write_words),
+    "question-answering": (tiny.write_tiny_bert, write_questions),
     "masked-lm": (tiny.write_tiny_bert, write_texts),
 }
 MODES = [(task, mode) for task in TASK_CASES for mode in TASKS[task].modes]

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow.compute as pc
 from PIL import Image
 
-from hftl.data import conll
+from hftl.data import conll, spans
 from hftl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -150,6 +150,8 @@ def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
         raise UserError(f"{path} is empty (0 bytes); give a table with rows.")
     if TABLE_FORMATS[ending(path)] == "json":
         _check_json(path)
+    if ending(path) == ".json" and spans.is_squad(path):
+        return spans.read_squad(path)
     try:
         table = _parse_csv(path, text_columns) if TABLE_FORMATS[ending(path)] == "csv" else _parse(path)
         table.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8

@@ -412,10 +412,10 @@ def check_adapter(args: Any, config: Any, task: Any) -> None:
         )
     if adapter.is_prompt and args.target_modules:
         raise UserError(f"--adapter {args.adapter} adapts no modules: leave --target_modules out.")
-    if reason := _refuse(adapter, config.model_type, task.modality):
-        fitting = [name for name, other in ADAPTERS.items() if not _refuse(other, config.model_type, task.modality)]
+    if reason := _refuse(args.adapter, config.model_type, task):
+        fitting = [name for name in ADAPTERS if not _refuse(name, config.model_type, task)]
         raise UserError(
-            f"--adapter {args.adapter} does not work with {config.model_type}: {reason}. "
+            f"--adapter {args.adapter} does not work with {config.model_type} for {task.name}: {reason}. "
             f"What does: {', '.join(fitting)}."
         )
     if adapter.largest_rank is None and args.lora_r != type(args).lora_r:
@@ -440,10 +440,11 @@ def _check_rank(adapter: Adapter, args: Any, shapes: dict[str, tuple[int, int]])
         )
 
 
-def _refuse(adapter: Adapter, model_type: str, modality: str) -> str | None:
-    if adapter.is_prompt and modality == "image":
+def _refuse(name: str, model_type: str, task: Any) -> str | None:
+    adapter = ADAPTERS[name]
+    if adapter.is_prompt and task.modality == "image":
         return "it puts virtual tokens in front of a text, and there is none"
-    return adapter.refused.get(model_type)
+    return task.refused_adapters.get(name) or adapter.refused.get(model_type)
 
 
 def cover_adapter(

@@ -95,6 +95,8 @@ class Task(ABC):
     """Name of the transformers Auto class."""
     peft_task_type: str | None = None
     """A `peft.TaskType` name, or None where peft has none."""
+    refused_adapters: ClassVar[Mapping[str, str]] = {}
+    """Adapters that do not work with this task, whatever the network, and why."""
     modes: tuple[str, ...] = ("full", "peft", "scratch", "probe")
     """The modes that make sense."""
     flags: tuple[str, ...] = ()
