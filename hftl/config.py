@@ -328,12 +328,15 @@ def _hardware_settings(given: set[str], mode: str | None) -> dict[str, bool]:
     """What follows from the machine. It counts as not given, so that `config.yaml` runs on another one.
 
     `use_cpu` for several processes without an accelerator: accelerate 1.15 would let each train by itself, all into
-    the same folder. `bf16` on a GPU that computes in bfloat16: weights stay float32, products are made by autocast.
-    It is set here because `TrainingArguments` (transformers 5.17 to 5.23) reads it once, in `__post_init__`, into the
+    the same folder; and for `--bf16`, which `TrainingArguments` refuses on a CPU otherwise. `bf16` on a GPU that
+    computes in bfloat16: weights stay float32, products are made by autocast. It is set
+    here because `TrainingArguments` (transformers 5.17 to 5.23) reads it once, in `__post_init__`, into the
     `mixed_precision` that Trainer hands to accelerate. Not for a probe, which is fitted in float32 on features whose
-    differences may be small beside their mean: of those, 8 bits of fraction keep little.
+    differences may be small beside their mean: of those, 8 bits of fraction keep little. On a CPU `hftl.precision`
+    decides, which knows the network.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+    is_split = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if (is_split or "bf16" in given) and not torch.accelerator.is_available():
         return {"use_cpu": True}
     is_chosen = given & {"bf16", "fp16", "use_cpu"} or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
     if is_chosen or mode == "probe" or not torch.cuda.is_available():

@@ -25,6 +25,7 @@ from hftl.models.head import head_modules
 from hftl.models.load import find_commit, load_config, read_config
 from hftl.models.modes import count_parameters, find_mode
 from hftl.models.quantization import is_quantized
+from hftl.precision import choose_autocast, describe_precision
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
 from hftl.resuming.identity import (
     check_adapter_of_checkpoint,
@@ -48,7 +49,6 @@ from hftl.settings import (
     check_best_metric,
     check_model,
     choose_head_rate,
-    describe_precision,
     leave_room,
     set_defaults,
 )
@@ -133,6 +133,7 @@ def run(
             trainer.add_callback(callback)
         record = start_record(args, examples, network, head, write_config(args, folder))
         record.model["coverage"] = coverage
+        record.environment["precision"] = describe_precision(args.training, trainer.autocast)
         record.environment["auto_batch"] = batch or None
         record.data |= described
     with handled(stop), recorded(record, folder, ledger, trainer), PeakMemory() as memory:
@@ -195,6 +196,7 @@ def build_trainer(
         problem_type=examples.labels.problem_type,
         head_names=heads,
         head_learning_rate=choose_head_rate(args),
+        autocast=choose_autocast(args, network),
         ledger=ledger,
         model=network,
         args=args.training,
@@ -233,5 +235,5 @@ def start_record(
         data=examples.describe(describe_source(args.data)),
         config=config,
         config_hash=compute_config_hash(config),
-        environment=describe_environment() | {"precision": describe_precision(args.training)},
+        environment=describe_environment(),
     )

@@ -192,8 +192,3 @@ def loader_defaults(training: transformers.TrainingArguments, modality: str) -> 
     has_room = not os.path.isdir("/dev/shm") or shutil.disk_usage("/dev/shm").free >= SHARED_MEMORY_BYTES
     workers = max(0, min(LOADER_WORKERS[modality], share - 1)) if has_room else 0
     return {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
-
-
-def describe_precision(training: transformers.TrainingArguments) -> str:
-    """What products are computed in while training; the trained weights are float32."""
-    return {"bf16": "bfloat16 autocast", "fp16": "float16 autocast"}.get(training.mixed_precision, "float32")

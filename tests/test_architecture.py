@@ -57,6 +57,7 @@ RUNS = (
     "inference.demo",
     "inference.export",
     "settings",
+    "precision",
     "hub",
     "run",
     "resuming.verify",

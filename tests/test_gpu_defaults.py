@@ -10,7 +10,8 @@ from transformers import Trainer, TrainingArguments
 from hftl import config
 from hftl.config import parse_args
 from hftl.models.modes import MODES
-from hftl.settings import check_arguments, describe_precision, loader_defaults, set_defaults
+from hftl.precision import describe_precision
+from hftl.settings import check_arguments, loader_defaults, set_defaults
 from hftl.tasks import build_task
 from tests.networks import build_network
 
@@ -21,6 +22,7 @@ def gpu(monkeypatch):
 
     def pretend(has_bfloat16: bool) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bfloat16)
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)

@@ -13,6 +13,7 @@ from hftl import head_start
 from hftl.config import parse_args
 from hftl.errors import UserError
 from hftl.head_start import initialize_head, load_features
+from hftl.models import head as head_module
 from hftl.models.head import (
     LINEAR_SCALE,
     STRENGTHS,
@@ -188,18 +189,19 @@ def log_softmax(logits):
 
 
 @pytest.mark.parametrize("num_labels", [2, 4])
-def test_classes_equal_scikit_learn_on_standardised_features(num_labels):
+def test_classes_equal_scikit_learn_on_standardised_features(num_labels, monkeypatch):
+    monkeypatch.setattr(head_module, "OPTIONS", head_module.OPTIONS | {"gtol": 1e-8, "ftol": 0})
     features, scores = build_features()
     train, validation = split(features, scores[:, :num_labels].argmax(1))
     head = fit_head(train, validation, SINGLE, num_labels)
     scaled = standardize(train[0], train[0]), standardize(validation[0], train[0])
     losses = {}
     for strength in STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(scaled[0], train[1])
+        model = LogisticRegression(C=strength, max_iter=10_000, tol=1e-8).fit(scaled[0], train[1])
         losses[strength] = -model.predict_log_proba(scaled[1])[np.arange(50), validation[1]].mean()
     assert head.strength == min(losses, key=losses.get)
     assert head.validation_loss == pytest.approx(min(losses.values()), abs=1e-5)
-    model = LogisticRegression(C=head.strength, max_iter=1000, tol=1e-3).fit(scaled[0], train[1])
+    model = LogisticRegression(C=head.strength, max_iter=10_000, tol=1e-8).fit(scaled[0], train[1])
     assert head.weight.shape == (num_labels, 6) and head.bias.shape == (num_labels,)
     found = log_softmax(apply(head, validation[0]))
     np.testing.assert_allclose(found, model.predict_log_proba(scaled[1]), atol=1e-4)

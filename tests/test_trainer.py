@@ -85,13 +85,16 @@ def build_arguments(folder, **changes):
     return TrainingArguments(**settings | changes)
 
 
-def build_trainer(folder, name, network, rows, *, ledger=None, collator=None, head_learning_rate=None, **changes):
+def build_trainer(
+    folder, name, network, rows, *, ledger=None, collator=None, head_learning_rate=None, autocast=None, **changes
+):
     base = network.get_base_model() if isinstance(network, peft.PeftModel) else network
     return FineTuningTrainer(
         task=build_task("text-classification"),
         problem_type=base.config.problem_type,
         head_names=head_modules(base, []),
         head_learning_rate=head_learning_rate,
+        autocast=autocast,
         ledger=ledger or Ledger(),
         model=network,
         args=build_arguments(folder, **changes),
