@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +44,14 @@ class SpikeDetector:
         return None
 
 
-class WarnOfSpikes(TrainerCallback):
+class WarnOfSpikes(TrainerCallback, ExportableState):
     """Looks at the loss of every step: on a CPU at once, on an accelerator when something is logged anyway.
 
     Args:
         parts: the losses of the micro-batches of the current step, in this process; emptied after each step.
+
+    Attributes:
+        seen: what a resumed run must know to call the same losses spikes; travels in a checkpoint.
     """
 
     def __init__(self, parts: list[torch.Tensor]) -> None:
@@ -56,6 +60,21 @@ class WarnOfSpikes(TrainerCallback):
         self._pending: list[torch.Tensor] = []
         self._quiet_until = 0
         self._is_alone = True
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers, in the form that Trainer writes and `Progress` restores."""
+        return {"args": {}, "attributes": {"seen": self.seen}}
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        detector = self.detector
+        return {"recent": list(detector.recent), "first": detector.first, "quiet_until": self._quiet_until}
+
+    @seen.setter
+    def seen(self, stored: dict[str, Any]) -> None:
+        self.detector.recent.extend(stored["recent"])
+        self.detector.first = list(stored["first"])
+        self._quiet_until = stored["quiet_until"]
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

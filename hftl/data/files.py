@@ -17,6 +17,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
@@ -37,6 +38,16 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+# What the readers raise. StopIteration: `datasets` 5.2 lets it out for a JSON file of blank lines. ArrowException: a
+# field holds other things in other rows.
+UNREADABLE = (
+    datasets.exceptions.DatasetsError,
+    pa.ArrowException,
+    pd.errors.ParserWarning,
+    ValueError,
+    OSError,
+    StopIteration,
+)
 IMAGE_PATH_NAMES = ("image", "img", "image_path", "image_file", "file_name", "filename", "file_path", "path", "file")
 PAIRED_FOLDERS = ("images", "masks")
 MASK_NAMES = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask")
@@ -156,8 +167,7 @@ def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
         table = _parse_csv(path, text_columns) if TABLE_FORMATS[ending(path)] == "csv" else _parse(path)
         table.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8
         return table
-    # StopIteration: `datasets` 5.2 lets it out for a JSON file of blank lines. ArrowInvalid is a ValueError.
-    except (datasets.exceptions.DatasetsError, ValueError, OSError, StopIteration, pd.errors.ParserWarning) as error:
+    except UNREADABLE as error:
         raise read_error(path, error.__cause__ or error) from error
 
 

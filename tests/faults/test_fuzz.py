@@ -173,6 +173,8 @@ json_rows = st.lists(st.dictionaries(st.sampled_from(["text", "label", "x"]), va
 @example(b"[" * 2000)
 @example(b'{"text": "a", "label": 1' + b"0" * 400 + b"}\n")
 @example(b'{"text": "\\ud800", "label": "x"}\n{"text": "b", "label": "y"}\n')
+@example(b'{"text": {"\\u0000": {}, "": [null, null]}}')
+@example(b'{"text": {"\\u0000": null, "": {}}}')
 @example(b"null\n")
 @example(b"3\n4\n")
 def test_jsonl_bytes(data):

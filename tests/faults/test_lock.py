@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from hftl.errors import UserError
+from hftl.records import RunRecord
 from hftl.resuming import lock
+from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -87,3 +90,31 @@ def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(lock.fcntl, "lockf", fail)
     take(tmp_path)
     assert f"{tmp_path} cannot be locked ([Errno 37] No locks available)" in caplog.text
+
+
+@pytest.mark.slow
+def test_of_two_trainings_in_one_folder_the_second_is_refused_and_takes_over_when_the_first_was_killed(tmp_path):
+    files, folder = tiny.write_text_task(tmp_path), tmp_path / "run"
+    words = ["train", "--mode", "full", "--train_file", f"{files}/train.csv", "--model_name_or_path", f"{files}/bert"]
+    words += ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "2", "--resume_from_checkpoint", "auto"]
+    command = [sys.executable, "-m", "hftl", *words, "--use_cpu", "--output_dir", str(folder)]
+
+    def train():
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        while not (folder / "checkpoint-2").exists():
+            assert first.poll() is None
+            time.sleep(0.002)
+        first.send_signal(signal.SIGSTOP)
+        try:
+            before = sorted(path.name for path in folder.iterdir())
+            second = train()
+            assert sorted(path.name for path in folder.iterdir()) == before
+        finally:
+            first.kill()
+    assert first.returncode == -signal.SIGKILL  # it was still at work
+    assert second.returncode == 2 and f"{folder} is in use by process {first.pid}" in second.stderr
+    third = train()
+    assert third.returncode == 0, third.stderr
+    assert RunRecord.read(folder).status == "completed" and not (folder / lock.LOCK_FILE).exists()

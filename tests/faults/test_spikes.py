@@ -58,3 +58,20 @@ def test_a_run_names_the_step_and_what_is_usual_and_trains_on(tmp_path, caplog, 
     assert "--learning_rate (0.0001)" in record.message and "--max_grad_norm (0.0)" in record.message
     assert trainer.state.global_step == 16 and not trainer.loss.parts
     assert torch.isfinite(next(network.parameters())).all()
+
+
+def test_a_resumed_run_knows_what_was_usual(tmp_path, caplog, monkeypatch):
+    settings = {"max_steps": 16, "learning_rate": 1e-4, "warmup_steps": 0, "save_strategy": "steps", "save_steps": 12}
+
+    def build(folder):
+        return build_trainer(folder, "bert", build_network("bert"), build_rows("bert", num_rows=8), **settings)
+
+    build(tmp_path / "first").train()
+    assert "jumped" not in caplog.text
+    trainer = build(tmp_path / "second")
+    sum_loss, number = trainer.loss.sum_loss, iter(range(13, 1000))
+    monkeypatch.setattr(
+        trainer.loss, "sum_loss", lambda outputs, labels: sum_loss(outputs, labels) * (20 if next(number) == 13 else 1)
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-12"))
+    assert "jumped" in caplog.text and "at step 13" in caplog.text
