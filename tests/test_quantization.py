@@ -6,12 +6,13 @@ import bitsandbytes
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer
 
 from hftl.config import ModelArguments, parse_args
 from hftl.errors import UserError
 from hftl.merge import merge_run
 from hftl.models.adapters import ADAPTERS, check_adapter
+from hftl.models.load import load_pretrained
 from hftl.models.quantization import check_quantization
 from hftl.records import RunRecord
 from hftl.run import run
@@ -141,3 +142,17 @@ def test_an_adapter_that_cannot_sit_on_quantized_weights_is_refused():
     args = ModelArguments(mode="peft", quantization="nf4", adapter="vera")
     with pytest.raises(UserError, match="vera cannot sit on weights in nf4. What can: lora, rslora, dora"):
         check_adapter(args, None, TASKS["text-classification"]())
+
+
+def test_four_bit_weights_stay_as_they_are_through_an_evaluation(files, monkeypatch):
+    """On CPUs with AVX512_BF16 bitsandbytes would pack them anew, with scales in fewer bits and without gradients."""
+    args = ModelArguments(model_name_or_path=str(files / "bert"), mode="peft", quantization="nf4")
+    task = TASKS["text-classification"]()
+    network = load_pretrained(args, task, AutoConfig.from_pretrained(files / "bert")).network
+    layers = [module for module in network.modules() if type(module).__name__ == "Linear4bit"]
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    before = [layer.weight.data.clone() for layer in layers]
+    with torch.no_grad():
+        network.eval()(input_ids=torch.tensor([[1, 2, 3]]))
+    assert all(torch.equal(old, layer.weight.data) for old, layer in zip(before, layers, strict=True))
+    assert not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)

@@ -89,6 +89,9 @@ def load_network(job: dict[str, Any], problems: list[str]) -> Any:
         ignore_mismatched_sizes=True,
         **options,
     )
+    for module in base.modules():  # where bitsandbytes 0.50 rounds scales in evaluation, on CPUs with AVX512_BF16
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
     if job["base_tokens"]:
         base.resize_token_embeddings(num_tokens, mean_resizing=False)
     path = cached_file(job["repo_id"], "adapter_model.safetensors", subfolder=job["subfolder"], cache_dir=job["cache"])

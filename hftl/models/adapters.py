@@ -415,7 +415,7 @@ def check_adapter(args: Any, config: Any, task: Any) -> None:
     if reason := _refuse(args.adapter, config.model_type, task):
         fitting = [name for name in ADAPTERS if not _refuse(name, config.model_type, task)]
         raise UserError(
-            f"--adapter {args.adapter} does not work with {config.model_type} for {task.name}: {reason}. "
+            f"--adapter {args.adapter} does not work with {config.model_type}: {reason}. "
             f"What does: {', '.join(fitting)}."
         )
     if adapter.largest_rank is None and args.lora_r != type(args).lora_r:

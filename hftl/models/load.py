@@ -21,7 +21,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from hftl.assets import is_bundled, resolve_model
 from hftl.errors import UserError
 from hftl.models.embeddings import add_rows, count_rows
-from hftl.models.quantization import build_quantization
+from hftl.models.quantization import build_quantization, keep_layout
 from hftl.tasks.base import explained_loading
 
 logger = logging.getLogger(__name__)
@@ -137,6 +137,8 @@ def _load(args: Any, task: Any, config: Any, kept: list[str]) -> tuple[PreTraine
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    if args.quantization == "nf4":
+        keep_layout(network)
     mismatched = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
     if args.quantization != "none":
         mismatched |= _replace_reshaped(network, build_empty(task, config), kept)

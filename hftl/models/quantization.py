@@ -54,6 +54,17 @@ def build_quantization(kind: str, kept: list[str]) -> Any:
     )
 
 
+def keep_layout(network: nn.Module) -> None:
+    """Leave 4-bit weights as they are stored, on every processor.
+
+    On a CPU with AVX512_BF16 bitsandbytes 0.50 packs them anew at the first evaluation: their scales are rounded to
+    bfloat16, a training step after it sends no gradient through them, and layers narrower than 64 are an error.
+    """
+    for module in network.modules():
+        if type(module).__name__ == "Linear4bit":  # without importing bitsandbytes
+            module.support_avx512bf16_for_cpu = False
+
+
 def is_quantized(network: nn.Module) -> bool:
     """Whether a network as loaded has weights in 8 or 4 bits."""
     return getattr(network, "hf_quantizer", None) is not None
