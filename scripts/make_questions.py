@@ -3,10 +3,10 @@
     apt-get install wordnet-base
     python scripts/make_questions.py hftl/bundled/wordnet-questions
 
-A passage is four example sentences of four synsets; a question is the definition of one of them, and its answer the word
-that its sentence is quoted for, as it stands there (found as in `make_word_tags.py`). One question of five is a
-definition that belongs to no sentence of the passage and has no answer. Definition and sentence are seldom alike, so
-that matching words does not help. 1,100 passages are train, 100 validation and 300 test, four questions each, in the
+A passage is four example sentences of four synsets; a question is the definition of one of them, and its answer the
+word that its sentence is quoted for, as it stands there (found as in `make_word_tags.py`). One question of five is a
+definition that belongs to no sentence of the passage and has no answer. Definition and sentence seldom share words, so
+that to look for them does not help. 1,100 passages are train, 100 validation and 300 test, four questions each, in the
 order of the sha256 of their sentences; a sentence and a synset is in one split. Source: WordNet 3.0, Princeton
 University, WordNet 3.0 license, from Debian `wordnet-base`.
 """

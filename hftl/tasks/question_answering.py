@@ -316,9 +316,8 @@ def _rank(
     none = min(float(window[-1]) for window in kept)  # a window without the answer says none, too
     if has_none or not spans:
         spans[0, 0] = none
-    return sorted(
-        (Span(score, *place) for place, score in spans.items()), key=lambda span: (-span.score, span.start, span.end)
-    )
+    found = (Span(score, *place) for place, score in spans.items())
+    return sorted(found, key=lambda span: (-span.score, span.start, span.end))
 
 
 def _list_spans(window: np.ndarray, begins: Sequence[int], ends: Sequence[int]) -> Iterator[Span]:
