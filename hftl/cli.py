@@ -1,6 +1,7 @@
 """The command line: `hftl VERB ...`. Heavy modules are imported inside the verb that needs them."""
 
 import argparse
+import json
 import logging
 import os
 import shlex
@@ -33,6 +34,7 @@ verbs:
   compare  [EXPERIMENT.yaml]: run every arm on a ladder of label numbers and say which wins; without a file, an example
   report   FOLDER: write the report of a comparison again from what its folder holds
   verify-resume [CONFIG.yaml]: kill a short run of these settings, resume it, and compare it with one left alone
+  estimate [CONFIG.yaml]: memory, operations, seconds and money of every mode, and what fits (--gpu h100)
   audit    find duplicates, leaks, contradicting labels and more in the data of a run; takes the data flags of train
   adapters list the methods of --mode peft
   predict  MODEL INPUT: answer rows of a file, a folder, a data set or the standard input
@@ -268,6 +270,41 @@ def verify_resume(argv: list[str]) -> None:
         names_data = any(word.startswith(("--dataset", "--train_file")) for word in argv)
         argv = argv if names_data else [str(default_config("wordnet.yaml")), *argv]
     print(verify_resume(argv, accelerate_config))
+
+
+def estimate(argv: list[str]) -> None:
+    """`hftl estimate`: what each mode would take of memory, time and money; exit code 2 if it cannot fit."""
+    if {"-h", "--help"} & set(argv) or not argv:
+        print("usage: hftl estimate [CONFIG.yaml] [--flag value ...] [--gpu h100] [--probe] [--output_file FILE.json]")
+        print("The words of `hftl train`; of the model nothing but its configuration is read. docs/cost.md says more.")
+        return
+    argv, gpu = _take_flag(argv, "--gpu")
+    argv, output = _take_flag(argv, "--output_file")
+    is_probed, argv = "--probe" in argv, [word for word in argv if word != "--probe"]
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    from hftl.config import parse_args
+
+    args = parse_args(argv)
+    from hftl.estimation.estimate import as_dict, check_chosen
+    from hftl.estimation.estimate import estimate as estimate_modes
+    from hftl.estimation.render import render, render_probe
+
+    _quiet_libraries()
+    if is_probed and args.model.mode is None:
+        raise UserError("--probe makes steps of one mode: give --mode.")
+    found = estimate_modes(args, gpu)
+    _print_lines(render(found))
+    content = as_dict(found)
+    if is_probed:
+        from hftl.estimation.probe import probe
+
+        measured = probe(argv, args)
+        content["probe"] = {"seconds": measured.seconds, "memory": measured.memory}
+        _print_lines(render_probe(found, measured.seconds, measured.memory))
+    if output is not None:
+        Path(output).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(f"saved in {output}")
+    check_chosen(found)
 
 
 def audit(argv: list[str]) -> None:
@@ -586,6 +623,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare,
     "report": report,
     "verify-resume": verify_resume,
+    "estimate": estimate,
     "audit": audit,
     "adapters": adapters,
     "predict": predict,

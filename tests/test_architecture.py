@@ -86,6 +86,9 @@ STUDIES = {
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
 STUDIES |= {"allocator"}  # a worker runs many cells
 STUDIES |= {"api"}  # of `compare` itself, which can be called; no module below it imports it
+# What a run would take, told from its settings and without it; `probe` makes a few real steps.
+MAY_IMPORT["estimation"] = {*BASE, "cost", "tasks", "tasks.base", "models", "precision"}
+MAY_IMPORT["estimation.probe"] = {*BASE, "cost", "run"}
 MAY_IMPORT |= {
     "compare": STUDIES,
     "advise": STUDIES,
