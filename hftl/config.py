@@ -86,6 +86,11 @@ class DataArguments:
         ("auto", "none", "light", "strong"),
     )
 
+    class_weights: str = _option(
+        "none",
+        "What a class counts in the loss: balanced is the more the rarer it is in train, with a mean of 1.",
+        ("none", "balanced"),
+    )
     class_names: list[str] | None = _option(
         None, "semantic-segmentation: the classes by number, from 0; default: the numbers in the masks of train."
     )

@@ -11,6 +11,7 @@ from torch import nn
 from hftl.adapter_start import initialize_adapter
 from hftl.allocator import keep_freed_memory
 from hftl.auto_batch import fit_batch
+from hftl.class_weights import weigh_classes
 from hftl.config import Arguments, write_config
 from hftl.cost.ledger import Ledger
 from hftl.cost.memory import PeakMemory
@@ -99,6 +100,7 @@ def run(
             rows = prepare_examples(examples, task, processor, args.data)
             described = task.describe_rows(rows, processor, args.data)
             audit_lengths(examples, described, args.data)
+            described |= weigh_classes(args.data.class_weights, task, rows["train"], examples.labels)
         loaded = mode.load(args.model, task, load_config(args.model, task, processor, examples.labels))
         check_tokens(loaded.network, count_tokens(processor))
         if args.training.world_size == 1 and not is_quantized(loaded.network):  # quantized ones are there already

@@ -38,6 +38,7 @@ MAY_IMPORT = {
 RUNS = (
     "examples",
     "audit",
+    "class_weights",
     "head_start",
     "adapter_start",
     "resuming.progress",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import transformers
 from peft import PeftModel
 
@@ -19,6 +20,7 @@ from hftl.records import CANARY_FILE, RunRecord, read_predictions
 from hftl.run import run
 from hftl.tasks import TASKS, build_task, scores_of
 from tests import tiny
+from tests.test_segmentation import write_pairs
 
 
 def write_words(folder: Path) -> None:
@@ -49,13 +51,40 @@ def write_questions(folder: Path) -> None:
         tiny.write_jsonl(folder / f"{split}.jsonl", rows)
 
 
+def write_masks(folder: Path) -> None:
+    for split, count, seed in (("train", 12, 0), ("test", 6, 1)):
+        write_pairs(folder / split, count, seed)
+        names = [f"{folder / split}/{{}}/{number}.png" for number in range(count)]
+        rows = [{"image": name.format("images"), "mask": name.format("masks")} for name in names]
+        tiny.write_jsonl(folder / f"{split}.jsonl", rows)
+
+
+def write_summaries(folder: Path) -> None:
+    for split, count, seed in (("train", 24, 0), ("test", 9, 1)):
+        rows = [{"document": r["prompt"], "summary": r["completion"]} for r in tiny.make_completions(count, seed)]
+        tiny.write_jsonl(folder / f"{split}.jsonl", rows)
+
+
+def write_tiny_t5(folder: Path) -> None:
+    tiny.write_tiny_llama(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "vocab_size": len(tokenizer)}
+    tokens = {"pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(0)
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **tokens)).save_pretrained(folder)
+
+
 # task -> (what writes its tiny checkpoint, what writes train.jsonl and test.jsonl)
 TASK_CASES = {
     "token-classification": (tiny.write_tiny_bert, write_words),
     "question-answering": (tiny.write_tiny_bert, write_questions),
+    "semantic-segmentation": (tiny.write_tiny_segformer, write_masks),
+    "seq2seq": (write_tiny_t5, write_summaries),
     "masked-lm": (tiny.write_tiny_bert, write_texts),
 }
-MODES = [(task, mode) for task in TASK_CASES for mode in TASKS[task].modes]
+MODES = [(task, mode) for task in TASK_CASES for mode in TASKS[task].modes if mode != "zero-shot"]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +107,10 @@ def runs(tmp_path_factory):
         return done[task, mode]
 
     return get
+
+
+def test_every_task_is_here_or_in_the_contract_of_labels_and_languages():
+    assert {*TASK_CASES, "text-classification", "image-classification", "causal-lm"} == set(TASKS)
 
 
 @pytest.mark.parametrize("task, mode", MODES)

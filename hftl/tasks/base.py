@@ -126,6 +126,8 @@ class Task(ABC):
     """Whether the part outside the pretrained body is made for the user's labels, so that every mode trains it."""
     eval_batch_size: int = 64
     """Default of `--per_device_eval_batch_size`."""
+    class_weights: torch.Tensor | None = None
+    """What each class counts in the loss, float32 [C]; None: all alike. `hftl.class_weights` sets it."""
 
     @abstractmethod
     def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, Any]:
@@ -270,6 +272,16 @@ class Task(ABC):
     def count_outputs(self, info: Any) -> int | None:
         """How many numbers the network answers a row with; None where that depends on the row."""
         return None
+
+    def count_classes(self, rows: datasets.Dataset, info: Any) -> np.ndarray | None:
+        """Labels of each class in prepared rows, [C]; None where a label is no class."""
+        return None
+
+    def weights_on(self, device: torch.device) -> torch.Tensor | None:
+        """`class_weights` where the labels are."""
+        if self.class_weights is not None and self.class_weights.device != device:
+            self.class_weights = self.class_weights.to(device)
+        return self.class_weights
 
     def find_faults(self, rows: datasets.Dataset, info: Any) -> Iterable[str | None]:
         """Why rows in canonical columns cannot be used besides empty texts and broken images; None for a good row."""

@@ -13,10 +13,6 @@ from hftl.metrics import compute_metrics, compute_predictions, compute_probabili
 from hftl.tasks.base import AnswerOptions, Task
 
 
-def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-
-
 def _binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
     # Divided by rows x columns in the end, so that the loss of a row does not grow with their number.
     return F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing) + smoothing / 2, reduction="sum")
@@ -26,13 +22,14 @@ def _squared_error(logits: torch.Tensor, labels: torch.Tensor, smoothing: float)
     return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
 
 
-LOSSES = {SINGLE: _cross_entropy, MULTI: _binary_cross_entropy, REGRESSION: _squared_error}
+LOSSES = {MULTI: _binary_cross_entropy, REGRESSION: _squared_error}
 
 
 class LabelledTask(Task):
     """Text or images with labels."""
 
     fits_head = True
+    flags = ("class_weights",)
     has_baselines = True
 
     def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, LabelInfo]:
@@ -67,7 +64,16 @@ class LabelledTask(Task):
         config.problem_type = info.problem_type
 
     def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:
-        return LOSSES[problem_type](outputs["logits"].float(), labels, smoothing)  # logits [B, C]
+        logits = outputs["logits"].float()  # [B, C]
+        if problem_type != SINGLE:
+            return LOSSES[problem_type](logits, labels, smoothing)
+        weight = self.weights_on(logits.device)
+        return F.cross_entropy(logits, labels, weight=weight, reduction="sum", label_smoothing=smoothing)
+
+    def count_classes(self, rows: datasets.Dataset, info: LabelInfo) -> np.ndarray | None:
+        if info.problem_type != SINGLE:
+            return None
+        return np.bincount(np.asarray(rows["labels"][:]), minlength=info.num_labels)
 
     def reduce(self, logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Tensor:
         """The logits alone: some heads also return hidden states, which would fill the memory in evaluation."""

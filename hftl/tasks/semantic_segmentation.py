@@ -52,7 +52,7 @@ class SemanticSegmentation(Task):
     modality = "image"
     auto_model = "AutoModelForSemanticSegmentation"
     modes = ("full", "peft", "scratch")
-    flags = ("class_names", "reduce_labels")
+    flags = ("class_names", "reduce_labels", "class_weights")
     pipeline_tag = "image-segmentation"
     processor_class = "AutoImageProcessor"
     num_canary_rows = 4
@@ -127,7 +127,21 @@ class SemanticSegmentation(Task):
 
     def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:
         logits = _enlarge(outputs["logits"], labels.shape[-2:])  # [B, C, H, W]
-        return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+        return F.cross_entropy(
+            logits,
+            labels,
+            weight=self.weights_on(logits.device),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=smoothing,
+        )
+
+    def count_classes(self, rows: datasets.Dataset, info: LabelInfo) -> np.ndarray:
+        counts = np.zeros(info.num_labels, np.int64)
+        for mask in rows["classes"]:
+            pixels = np.frombuffer(mask, np.uint8)
+            counts += np.bincount(pixels[pixels != IGNORED_PIXEL], minlength=info.num_labels)
+        return counts
 
     def reduce(self, logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Tensor:
         """Pixels of each class that are foreseen and there, foreseen, there, [B, 3 C]."""

@@ -42,6 +42,7 @@ class TokenClassification(Task):
     peft_task_type = "TOKEN_CLS"
     pipeline_tag = "token-classification"
     modes = ("full", "peft", "scratch")
+    flags = ("class_weights",)
     targets = ("words", "tags")  # the text of `words` is what is read
     scores = {
         "entity_f1": Score(by_row=lambda t: linearize(2 * t["num_matched"], t["num_predicted"] + t["num_true"])),
@@ -129,10 +130,15 @@ print(tag({example}))"""
         return F.cross_entropy(
             logits.flatten(0, 1),
             labels.flatten(),
+            weight=self.weights_on(logits.device),
             ignore_index=IGNORED,
             reduction="sum",
             label_smoothing=smoothing,
         )
+
+    def count_classes(self, rows: datasets.Dataset, info: LabelInfo) -> np.ndarray:
+        labels = np.concatenate([np.asarray(row) for row in rows["labels"][:]])
+        return np.bincount(labels[labels != IGNORED], minlength=info.num_labels)
 
     def reduce(self, logits: torch.Tensor | tuple, labels: torch.Tensor | None) -> torch.Tensor:
         """The most probable class of each token, [B, T]; without labels its probability as well, [B, T, 2]."""
