@@ -94,7 +94,7 @@ class Experiment:
     frame: str
     max_steps: tuple[int, ...]  # under the frame `steps`: one number, or one for each size from the smallest
     reference: str
-    metric: str
+    metric: str | None
     margin: float
     alpha: float
     looks: tuple[int, ...]
@@ -153,7 +153,7 @@ def read_experiment(path: Path) -> Experiment:
         frame=raw.get("budget") or "own_schedule",
         max_steps=() if raw.get("max_steps") is None else _integers(raw, "max_steps", distinct=False),
         reference=raw.get("reference") or _default_reference(arms),
-        metric=raw.get("metric") or "accuracy",
+        metric=raw.get("metric"),
         margin=_number(raw, "margin", 0.02),
         alpha=_number(raw, "alpha", 0.05),
         looks=_integers(raw, "looks") if raw.get("looks") else (len(seeds),),

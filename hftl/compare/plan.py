@@ -22,7 +22,7 @@ from hftl.examples import load_rows
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.models.modes import BATCH_SIZE, MODES, Schedule
 from hftl.settings import check_arguments, check_model
-from hftl.tasks import build_task, scores_of
+from hftl.tasks import build_task, leading_score, scores_of
 from hftl.yaml_file import as_words
 
 
@@ -107,6 +107,9 @@ def inspect_data(experiment: Experiment) -> tuple[Experiment, DataFacts]:
         experiment = dataclasses.replace(
             experiment, sizes=sizes[0], tuning_sizes=sizes[1], num_classes=labels.num_labels
         )
+    if experiment.metric is None:
+        usual = "accuracy" if "accuracy" in scores_of(facts.problem_type) else leading_score(facts.problem_type)
+        experiment = dataclasses.replace(experiment, metric=usual)
     _check_ladder(experiment, facts)
     _check_fit(experiment, facts)
     return experiment, facts
