@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks.processes import ROOT, build_environment, hftl, run_timed
+from benchmarks.photo_data import write_photos
 from benchmarks.public_scripts import read_accuracy, run_text_script
 from benchmarks.text_data import write_text_data
 from hftl.assets import resolve_model
@@ -59,6 +60,36 @@ def text_defaults(folder: Path) -> dict[str, Any]:
 def text_dynamic(folder: Path) -> dict[str, Any]:
     """The same with dynamic padding and batches of 32."""
     return _against_text_script(folder, f"--num_train_epochs 1 {DYNAMIC}")
+
+
+def _run_plain_loop(folder: Path, kind: str, train: Path, test: Path, checkpoint: str) -> dict[str, Any]:
+    words = [str(ROOT / "benchmarks" / "plain_loop.py"), kind, str(train), str(test), checkpoint]
+    finished = run_timed([sys.executable, *words], folder, build_environment(folder / "caches"))
+    accuracy = float(finished.output.strip().splitlines()[-1])
+    return {"command": f"plain_loop.py {kind}", "seconds": finished.seconds, "accuracy": accuracy}
+
+
+def plain_text(folder: Path) -> dict[str, Any]:
+    """MiniLM full, 2,000 WordNet definitions once: a plain PyTorch loop (SGD, padded to 128, batches of 32)."""
+    data = write_text_data(folder / "data", 2000)
+    plain = _run_plain_loop(folder / "plain", "text", data["train"], data["test"], str(resolve_model(MINILM)))
+    ours = run_hftl(folder / "hftl", data, "--mode full --num_train_epochs 1")
+    return {"ratio": plain["seconds"] / ours["seconds"], "sides": {"plain loop": plain, "hftl": ours}}
+
+
+def plain_image(folder: Path) -> dict[str, Any]:
+    """EfficientNet-Lite0 full at 224 px, 400 JPEGs of 256 px once: a plain PyTorch loop (SGD, batches of 32)."""
+    write_photos(folder / "photos")
+    checkpoint = str(resolve_model("bundled:efficientnet-lite0"))
+    plain = _run_plain_loop(
+        folder / "plain", "image", folder / "photos" / "train", folder / "photos" / "test", checkpoint
+    )
+    words = ["train", "--task", "image-classification", "--dataset", str(folder / "photos")]
+    words += ["--model_name_or_path", "bundled:efficientnet-lite0", "--mode", "full", "--num_train_epochs", "1"]
+    command = hftl(*words, *QUIET, "--output_dir", "out")
+    finished = run_timed(command, folder / "hftl", build_environment(folder / "hftl" / "caches"))
+    ours = {"command": "hftl train --mode full"} | _read_run(folder / "hftl" / "out", finished.seconds)
+    return {"ratio": plain["seconds"] / ours["seconds"], "sides": {"plain loop": plain, "hftl": ours}}
 
 
 def text_target(folder: Path) -> dict[str, Any]:
@@ -203,6 +234,8 @@ CLAIMS: dict[str, Claim] = {
     "text-defaults": Claim(text_defaults, 280, 8.0),
     "text-dynamic": Claim(text_dynamic, 100, 2.2),
     "text-target": Claim(text_target, 180, 4.0),
+    "plain-text": Claim(plain_text, 150, 4.0),
+    "plain-image": Claim(plain_image, 200, 1.5),
     "probe-and-full": Claim(probe_and_full, 150, 10.0),
     "campaign": Claim(campaign, 300, 2.0),
     "five-checkpoints": Claim(five_checkpoints, 180, 1.0),

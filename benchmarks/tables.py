@@ -285,6 +285,8 @@ def _say_rows(name: str) -> str:
 SPEED = {
     "text-defaults": "MiniLM full, 2,000 texts once, whole process, against the public script with its defaults",
     "text-dynamic": "the same against the script with dynamic padding and batches of 32",
+    "plain-text": "the same against a plain PyTorch loop (SGD, padded to 128, batches of 32)",
+    "plain-image": "EfficientNet-Lite0 full, 224 px, 400 JPEGs once, whole process, against a plain PyTorch loop",
     "text-target": "seconds to .55 test accuracy, 1,000 labels, against that script at its best rate",
     "probe-and-full": "frozen probe against full fine-tuning, 1,000 labels, whole processes",
     "campaign": "9 cells of `hftl compare` against 9 runs of `hftl train`",

@@ -513,6 +513,7 @@ def test_no_metric_opens_a_socket_or_writes_a_file(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_import_and_use_make_no_request_and_write_no_file_when_online_is_allowed(tmp_path):
     code = """
 import sys

@@ -295,6 +295,7 @@ def test_checkpoints_and_folders_of_other_tools_are_asked_too(train, files, tmp_
         hftl.load(adapter)
 
 
+@pytest.mark.slow
 def test_a_repository_of_the_hub_is_asked_like_a_folder(train, files, hub, tmp_path):
     """Through the unmodified client, from a server on loopback, in a process of its own."""
     api = huggingface_hub.HfApi(endpoint=hub.endpoint, token=hub.token)

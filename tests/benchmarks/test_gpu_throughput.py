@@ -1,8 +1,10 @@
 """The benchmark of one GPU, on a CPU: the same code over tiny networks. What needs a GPU is its numbers."""
 
+import argparse
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ def run_main(tmp_path, monkeypatch, *words):
     return code, content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", SIDES)
 def test_every_side_of_a_part_is_measured(part, tmp_path, monkeypatch):
     code, content = run_main(tmp_path, monkeypatch, "--parts", part, "--commit", "abc")
@@ -49,6 +52,7 @@ def test_every_side_of_a_part_is_measured(part, tmp_path, monkeypatch):
         assert all(record["loss_after"] < record["loss_before"] for record in records)
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_or_is_late_leaves_its_error_and_the_others(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("no such thing")
@@ -60,6 +64,17 @@ def test_a_side_that_fails_or_is_late_leaves_its_error_and_the_others(tmp_path, 
     assert content["parts"]["bert"][1]["error"] == "ValueError: no such thing"
     code, content = run_main(tmp_path, monkeypatch, "--parts", "llama", "--max_seconds", "0")
     assert code == 1 and content["parts"]["llama"][0]["error"].startswith("TimeoutError: not done")
+
+
+def test_a_side_that_is_not_begun_in_time_is_no_failure_of_its_own(monkeypatch, tmp_path):
+    sides = [("first", lambda: time.sleep(0.05) or {}), ("second", dict), ("third", dict)]
+    monkeypatch.setitem(gpu_throughput.PARTS, "bert", lambda *args: iter(sides))
+    options, written = argparse.Namespace(config="tiny", repeats=1), []
+    gpu_throughput.run_part("bert", options, time.monotonic() + 0.04, written.append)
+    records = written[-1]
+    assert [record["side"] for record in records] == ["first", "second", "third"]
+    assert records[0]["error"].startswith("TimeoutError: not done") and records[0]["status"] == "failed"
+    assert [record["error"] for record in records[1:]] == ["not run: time"] * 2
 
 
 def test_both_losses_of_the_llama_are_the_same():

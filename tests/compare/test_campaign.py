@@ -148,6 +148,7 @@ def test_the_same_folder_is_not_run_twice_at_a_time(tmp_path, data, inline):
             start(tmp_path, data)
 
 
+@pytest.mark.slow
 def test_trials_are_equal_in_number_and_never_score_the_test_set(tmp_path, data, inline):
     lines = (
         "trials: 3",
@@ -179,6 +180,7 @@ def test_trials_without_a_range_say_what_to_add(tmp_path, data, inline):
         start(tmp_path, data, "trials: 2")
 
 
+@pytest.mark.slow
 def test_under_equal_flops_the_arms_spend_the_same(tmp_path, data, inline):
     file = write(tmp_path, data, "budget: flops", "sizes: [30]", "seeds: 1", "arms: {lora: , full: {max_steps: 12}}")
     campaign = study.open_study(study.StudyOptions(file, tmp_path / "campaign", jobs=1))

@@ -192,6 +192,7 @@ def test_without_a_test_set_nothing_is_compared(tmp_path, data):
         plan(tmp_path, data, f"data: {{train_file: {data / 'train.csv'}}}")
 
 
+@pytest.mark.slow
 def test_the_shipped_experiments_can_be_planned():
     files = sorted((ROOT / "recipes" / "configs").glob("compare-*.yaml"))
     assert len(files) == 10

@@ -49,6 +49,6 @@ def test_a_task_is_compared(task, tmp_path, monkeypatch):
     results = study.run_study(study.open_study(options), "hftl compare experiment.yaml")
     assert results["failures"] == [] and len(results["cells"]) == 4
     assert results["question"]["metric"] == LEADING[task]
-    print(results["pairs"])
+    assert results["pairs"] and all(pair["low"] <= pair["difference"] <= pair["high"] for pair in results["pairs"])
     page = write_report(tmp_path / "campaign").read_text()
     assert "LoRA" in page and "Full fine-tuning" in page
