@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 import hftl
-from hftl.config import parse_args
+from hftl.config import DataArguments, parse_args
 from hftl.data.files import read_folder
 from hftl.data.labels import IGNORED
 from hftl.data.masks import name_classes, read_masks, to_classes
@@ -183,7 +183,8 @@ def test_reduced_labels_leave_the_first_number_out():
 
 
 def test_classes_without_names_are_the_numbers_of_the_masks(tmp_path):
-    assert name_classes(open_rows(write_pairs(tmp_path / "d", 2)), None, is_reduced=False) == ("0", "1")
+    names, _ = name_classes(open_rows(write_pairs(tmp_path / "d", 2)), DataArguments())
+    assert names == ("0", "1")
 
 
 def spoil_size(folder):
@@ -220,14 +221,22 @@ def spoil_all(folder):
 def test_a_wrong_mask_is_named_before_training(spoil, message, tmp_path):
     spoil(write_pairs(tmp_path / "d", 3))
     with pytest.raises(UserError, match=message):
-        name_classes(open_rows(tmp_path / "d"), NAMES, is_reduced=False)
+        name_classes(open_rows(tmp_path / "d"), DataArguments(class_names=NAMES))
+
+
+@pytest.mark.parametrize("spoil", [spoil_size, spoil_class, spoil_mode, spoil_file])
+def test_rows_with_a_wrong_mask_are_dropped_where_that_is_asked_for(spoil, tmp_path, caplog):
+    spoil(write_pairs(tmp_path / "d", 3))
+    _, splits = name_classes(open_rows(tmp_path / "d"), DataArguments(class_names=NAMES, on_bad_rows="skip"))
+    assert splits["train"]["row_id"][:] == [0, 2]
+    assert "Dropped: 1 rows of train, the first of them row_id 1: the mask" in caplog.text
 
 
 def test_a_class_that_only_test_has_is_named(tmp_path):
     write_pairs(tmp_path / "train", 3)
     spoil_class(write_pairs(tmp_path / "test", 3))
     with pytest.raises(UserError, match="test, row_id 1: .* has the class 7, but the classes are 0 to 1"):
-        name_classes(open_rows(tmp_path), None, is_reduced=False)
+        name_classes(open_rows(tmp_path), DataArguments())
 
 
 def test_an_image_without_mask_is_named(tmp_path):
@@ -241,7 +250,7 @@ def test_a_row_without_mask_is_named(tmp_path):
     rows = [{"image": "images/0.png", "annotation": "masks/0.png"}, {"image": "images/1.png", "annotation": None}]
     tiny.write_jsonl(tmp_path / "d" / "metadata.jsonl", rows)
     with pytest.raises(UserError, match="train, row_id 1: it has no mask"):
-        name_classes(open_rows(tmp_path / "d"), NAMES, is_reduced=False)
+        name_classes(open_rows(tmp_path / "d"), DataArguments(class_names=NAMES))
 
 
 @pytest.mark.parametrize(

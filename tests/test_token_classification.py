@@ -8,9 +8,11 @@ import transformers
 from seqeval.metrics import f1_score
 
 import hftl
-from hftl.config import parse_args
-from hftl.data.conll import read_conll
+from hftl.config import DataArguments, parse_args
+from hftl.data.conll import is_conll, read_conll
 from hftl.data.labels import LabelInfo
+from hftl.data.load import load_splits
+from hftl.data.stream import open_stream
 from hftl.errors import UserError
 from hftl.records import read_predictions
 from hftl.run import run
@@ -156,3 +158,31 @@ def test_pipeline_gives_the_same_labels(trained):
     assert [e["entity_group"] for e in tag(word)] == [
         e["label"] for e in hftl.load(folder).predict([word])[0]["entities"]
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Paris B-LOC\nis O\n\nBerlin B-LOC\n", True),
+        ("Paris\tNNP\tB-LOC\n" * 3 + "\n" + "is\tVB\tO\n" * 3, True),
+        ("two words\n" * 9, False),  # texts of one length, one a line
+        ("A text.\n\nAnother one that is longer.\n\nA third.\n", False),
+        ("", False),
+    ],
+)
+def test_a_txt_file_is_conll_only_where_it_looks_like_it(tmp_path, text, expected):
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    assert is_conll(path) is expected
+
+
+def test_words_of_a_conll_file_are_tagged(tmp_path):
+    (tmp_path / "new.conll").write_text("the O\ncat O\n\nrain O\n")
+    stream = open_stream(str(tmp_path / "new.conll"), DataArguments(), "text")
+    assert [window["tokens"] for window in stream.read(["tokens"], 5)] == [[["the", "cat"], ["rain"]]]
+
+
+def test_a_txt_file_of_texts_has_a_row_a_line(tmp_path):
+    (tmp_path / "a.txt").write_text("one text\n\nanother\n")
+    rows = load_splits(DataArguments(train_file=str(tmp_path / "a.txt")))["train"]
+    assert rows["text"][:] == ["one text", "another"]

@@ -4,6 +4,8 @@ The first column is the word and the last one its tag (CoNLL-2000, 2002, 2003); 
 second and the fourth (UPOS). It must not know what a tag means.
 """
 
+import itertools
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -13,6 +15,18 @@ from hftl.errors import UserError
 ENDINGS = (".conll", ".conllu", ".iob", ".bio", ".txt")
 DOCUMENT_START = "-DOCSTART-"
 UNIVERSAL_COLUMNS = 10
+LOOKED_AT = 200  # lines of a .txt, which may be either
+ALIKE = 0.8  # of them with one number of columns
+
+
+def is_conll(path: Path) -> bool:
+    """Whether a .txt is CoNLL: an empty line between sentences, and the same two or more columns in most other lines."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        begin = list(itertools.islice(file, LOOKED_AT))
+    lines = [line for line in begin if line.strip()]
+    widths = Counter(len(line.split("\t") if "\t" in line else line.split()) for line in lines)
+    width, count = widths.most_common(1)[0] if widths else (0, 0)
+    return width >= 2 and count >= ALIKE * len(lines) and len(lines) < len(begin)
 
 
 def read_conll(path: Path) -> datasets.Dataset:

@@ -153,6 +153,8 @@ def ending(path: str | Path) -> str:
 def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
     if not path.is_file():
         raise UserError(f"There is no file {path} (working folder: {Path.cwd()}).")
+    if ending(path) == ".txt" and not conll.is_conll(path):
+        return _read_lines(path)
     if ending(path) in conll.ENDINGS:
         return conll.read_conll(path)
     if not is_table(path):
@@ -169,6 +171,18 @@ def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
         return table
     except UNREADABLE as error:
         raise read_error(path, error.__cause__ or error) from error
+
+
+def _read_lines(path: Path) -> datasets.Dataset:
+    """A text a line; empty lines are no rows."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise read_error(path, error) from error
+    rows = [line for line in lines if line.strip()]
+    if not rows:
+        raise UserError(f"{path} has no rows; give a text a line.")
+    return datasets.Dataset.from_dict({"text": rows})
 
 
 def _check_json(path: Path) -> None:

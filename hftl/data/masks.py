@@ -5,7 +5,8 @@ class in each pixel, and 255 where nothing is to be learnt. Must not know networ
 """
 
 import io
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from hftl.data.columns import choose_named
 from hftl.data.files import IMAGE_PATH_NAMES, MASK_NAMES
 from hftl.errors import UserError
 from hftl.records import count_cores
+
+logger = logging.getLogger(__name__)
 
 IGNORED_PIXEL = 255  # in a mask file: nothing is known of this pixel
 MASK_MODES = ("L", "P", "1", "I", "I;16")  # of Pillow: one number a pixel
@@ -63,27 +66,30 @@ def choose_image(features: datasets.Features, args: Any) -> str:
     return choose_named("image", found, args.image_column, features, "--image_column")
 
 
-def name_classes(splits: datasets.DatasetDict, given: Sequence[str] | None, *, is_reduced: bool) -> tuple[str, ...]:
-    """The names of the classes: those given, else the numbers up to the largest one of train.
+def name_classes(splits: datasets.DatasetDict, args: Any) -> tuple[tuple[str, ...], datasets.DatasetDict]:
+    """The names of the classes: those given, else the numbers up to the largest one of train; and the good rows.
 
     Raises:
-        UserError: a mask cannot be used, or holds a number that no class has; the row is named.
+        UserError: a mask cannot be used, or holds a number that no class has; the row is named. With
+            `--on_bad_rows skip` such rows are dropped instead.
     """
+    given = args.class_names
     if given is not None and len(set(given)) < max(2, len(given)):
         raise UserError(f"--class_names has {', '.join(given)}; give two or more names, each once.")
-    limit = len(given) if given is not None else None
+    splits, limit = datasets.DatasetDict(splits), len(given) if given is not None else None
     if limit is None:
-        limit = 1 + max(check_masks(splits["train"], "train", IGNORED_PIXEL, is_reduced=is_reduced), default=0)
-    for split, rows in splits.items():
-        check_masks(rows, split, limit, is_reduced=is_reduced)
-    return tuple(given) if given is not None else tuple(map(str, range(max(limit, 2))))
+        splits["train"], seen = check_masks(splits["train"], "train", IGNORED_PIXEL, args)
+        limit = 1 + max(seen, default=0)
+    for split in splits:
+        splits[split], _ = check_masks(splits[split], split, limit, args)
+    return tuple(given) if given is not None else tuple(map(str, range(max(limit, 2)))), splits
 
 
-def check_masks(rows: datasets.Dataset, split: str, num_classes: int, *, is_reduced: bool) -> set[int]:
+def check_masks(rows: datasets.Dataset, split: str, num_classes: int, args: Any) -> tuple[datasets.Dataset, set[int]]:
     """Looks at every mask of a split.
 
     Returns:
-        The classes that occur.
+        The rows, without bad ones where `--on_bad_rows skip` says so, and the classes that occur.
 
     Raises:
         UserError: a mask is missing, of another size than its image, not one number a pixel, or holds a number from
@@ -92,16 +98,22 @@ def check_masks(rows: datasets.Dataset, split: str, num_classes: int, *, is_redu
     raw = rows.cast_column("image", datasets.Image(decode=False)).cast_column("mask", datasets.Image(decode=False))
     batches = (raw[start : start + BATCH] for start in range(0, len(raw), BATCH))
     Image.preinit()  # threads would race to register Pillow's plugins
-    seen: set[int] = set()
     with ThreadPoolExecutor(count_cores()) as pool:
-        for found in pool.map(lambda batch: list(_look(batch, num_classes, is_reduced)), batches):
-            for item in found:
-                if isinstance(item, _Fault):
-                    raise UserError(f"{split}, row_id {item.row_id}: {item.text}")
-                seen |= item
+        looks = pool.map(lambda batch: list(_look(batch, num_classes, args.reduce_labels)), batches)
+        found = [item for items in looks for item in items]
+    faults = [item for item in found if isinstance(item, _Fault)]
+    seen = set().union(*(item for item in found if not isinstance(item, _Fault)))
+    if faults and args.on_bad_rows == "error":
+        raise UserError(f"{split}, row_id {faults[0].row_id}: {faults[0].text}")
     if not seen:
         raise UserError(f"No pixel of any mask of {split} has a class: all are {IGNORED_PIXEL}.")
-    return seen
+    if faults:
+        first = faults[0]
+        logger.warning(
+            "Dropped: %d rows of %s, the first of them row_id %d: %s", len(faults), split, first.row_id, first.text
+        )
+        rows = rows.select([index for index, item in enumerate(found) if not isinstance(item, _Fault)])
+    return rows, seen
 
 
 def _look(batch: dict[str, list], num_classes: int, is_reduced: bool) -> Iterator[set[int] | _Fault]:

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hftl.data import files
+from hftl.data import conll, files
 from hftl.data.load import load_splits
 from hftl.errors import UserError, unknown_name
 
@@ -96,12 +96,7 @@ def _stream_data_set(source: str, args: "DataArguments") -> Stream:
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
-
-    def read(names: list[str], size: int) -> Iterator[Window]:
-        chosen = rows.select_columns(names)
-        yield from (chosen[start : start + size] for start in range(0, len(rows), size))
-
-    return Stream(rows.features, read, len(rows))
+    return _stream_rows(rows)
 
 
 def name_source(args: "DataArguments", name: str) -> "DataArguments":
@@ -149,6 +144,8 @@ def _stream_file(path: Path, modality: str) -> Stream:
     if kind:
         read = _read_csv if kind == "csv" else _read_json
         return _with_first_window(path, lambda size: _explained(read(path, size), path))
+    if files.ending(path) in conll.ENDINGS and (files.ending(path) != ".txt" or conll.is_conll(path)):
+        return _stream_rows(conll.read_conll(path))
     if files.ending(path) == ".txt":
         return _stream_lines(lambda: _read_text(path), modality, path.parent)
     raise UserError(
@@ -165,6 +162,14 @@ def _stream_lines(open_lines: Callable[[], Iterable[str]], modality: str, folder
             yield {name: window}
 
     return Stream(datasets.Features({name: datasets.Value("string")}), read, folder=folder)
+
+
+def _stream_rows(rows: datasets.Dataset) -> Stream:
+    def read(names: list[str], size: int) -> Iterator[Window]:
+        chosen = rows.select_columns(names)
+        yield from (chosen[start : start + size] for start in range(0, len(rows), size))
+
+    return Stream(rows.features, read, len(rows))
 
 
 def _stream_parquet(path: Path) -> Stream:

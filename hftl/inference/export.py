@@ -120,8 +120,9 @@ def export_onnx(
 def _check(predictor: Predictor, out: Path) -> None:
     if predictor.task.modality == "language":
         raise UserError(f"{predictor.source.name} writes texts; hftl export is for text and image classifiers.")
-    if predictor.task.name == "semantic-segmentation":
-        raise UserError(f"{predictor.source.name} answers pixels; hftl export is for text and image classifiers.")
+    if not predictor.task.fits_head:
+        name, kind = predictor.source.name, predictor.task.name
+        raise UserError(f"{name} is a model for {kind}; hftl export is for text and image classifiers.")
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

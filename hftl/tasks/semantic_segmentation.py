@@ -69,13 +69,12 @@ class SemanticSegmentation(Task):
         for flag in ("problem_type", "only_labels", "num_train_examples_per_class"):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag} is about one label a row, and --task {self.name} has one a pixel.")
-        splits = read_masks(raw, args)
-        return splits, LabelInfo(self.name, name_classes(splits, args.class_names, is_reduced=args.reduce_labels))
+        names, splits = name_classes(read_masks(raw, args), args)
+        return splits, LabelInfo(self.name, names)
 
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
         rows = read_masks(datasets.DatasetDict(train=rows), args)["train"]
-        check_masks(rows, "the new data", info.num_labels, is_reduced=args.reduce_labels)
-        return rows
+        return check_masks(rows, "the new data", info.num_labels, args)[0]
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
         with explained_loading(source):
