@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from benchmarks.processes import ROOT, build_environment, hftl, run_timed
 from benchmarks.photo_data import write_photos
+from benchmarks.processes import ROOT, build_environment, hftl, run_timed
 from benchmarks.public_scripts import read_accuracy, run_text_script
 from benchmarks.text_data import write_text_data
 from hftl.assets import resolve_model

@@ -579,6 +579,12 @@ def _find_unequal_precision(study: Study) -> list[Finding] | None:
     return _compare(cells, _read_precision)
 
 
+def _find_unequal_products(study: Study) -> list[Finding]:
+    """What products are computed in where nobody has chosen: on a CPU that depends on the network."""
+    trained = [cell for cell in study.completed if study.is_trained(cell["arm"])]
+    return _compare(trained, lambda cell: {"precision": (cell.get("environment") or {}).get("precision")}) or []
+
+
 def _find_quantized(study: Study) -> list[Finding]:
     noted, blocking = [], []
     for cell in study.completed:
@@ -766,6 +772,12 @@ RULES: list[Rule] = [
         "A lower precision can cost an arm its score.",
         _find_unequal_precision,
         "The same numeric precision for every arm.",
+    ),
+    Rule(
+        "different products",
+        "notes",
+        "Each network has the default for its kind and width; `settings: {bf16: false}` makes all of them float32.",
+        _find_unequal_products,
     ),
     Rule("quantized base", "notes", "Part of the arm where it is declared and frozen.", _find_quantized),
     Rule(

@@ -20,7 +20,7 @@ ALIKE = 0.8  # of them with one number of columns
 
 
 def is_conll(path: Path) -> bool:
-    """Whether a .txt is CoNLL: an empty line between sentences, and the same two or more columns in most other lines."""
+    """Whether a .txt is CoNLL: empty lines between sentences, and the same two or more columns in most others."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         begin = list(itertools.islice(file, LOOKED_AT))
     lines = [line for line in begin if line.strip()]

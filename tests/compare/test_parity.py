@@ -122,6 +122,17 @@ def loud(parity: dict[str, Any]) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(f["severity"], f["what"], tuple(f["arms"])) for f in parity["flags"] if f["severity"] != "notes"]
 
 
+def test_products_of_other_precision_are_noted():
+    """On a CPU the default depends on the network: wide ones multiply in bfloat16 where the processor can."""
+    campaign = build_campaign()
+    for arm in ("lora", "full", "scratch"):
+        for cell in cells_of(campaign, arm):
+            cell["environment"]["precision"] = "float32" if arm == "scratch" else "bfloat16 autocast"
+    parity = check(campaign)
+    (flag,) = [flag for flag in parity["flags"] if flag["what"] == "different products"]
+    assert flag["severity"] == "notes" and flag["arms"] == ["scratch"] and loud(parity) == []
+
+
 # --- the clean campaign
 
 
