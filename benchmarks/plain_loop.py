@@ -1,4 +1,4 @@
-"""A plain PyTorch loop as a textbook has it: SGD with momentum, one process, float32, rows prepared when they are read.
+"""A plain PyTorch loop as a textbook has it: SGD with momentum, one process, float32, rows prepared when read.
 
     python benchmarks/plain_loop.py text TRAIN.csv TEST.csv CHECKPOINT    # texts padded to 128 tokens
     python benchmarks/plain_loop.py image TRAIN/ TEST/ CHECKPOINT         # one subfolder a class, resized to 224 px

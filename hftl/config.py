@@ -142,6 +142,12 @@ class ModelArguments:
     config_overrides: str | None = _option(
         None, "Scratch only: changes to the network, such as num_hidden_layers=2,hidden_size=128."
     )
+    pretrain_file: str | None = _option(
+        None,
+        "Before full, peft or probe on texts: go on pretraining the checkpoint on the texts of this file (hidden words), "
+        "without labels.",
+    )
+    pretrain_steps: int = _option(500, "Steps of it, of 32 texts.")
     dtype: str = _option(
         "float32", "Type of the frozen weights; what is trained stays float32.", ("float32", "bfloat16")
     )
@@ -186,6 +192,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         _check_positive("lora_r", self.lora_r)
+        _check_positive("pretrain_steps", self.pretrain_steps)
         _check_positive("num_virtual_tokens", self.num_virtual_tokens)
         if isinstance(self.adapter_config, str):
             raise UserError(f'--adapter_config is {self.adapter_config!r}; give a JSON object such as {{"r": 4}}.')

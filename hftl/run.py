@@ -27,6 +27,7 @@ from hftl.models.load import find_commit, load_config, read_config
 from hftl.models.modes import count_parameters, find_mode
 from hftl.models.quantization import is_quantized
 from hftl.precision import choose_autocast, describe_precision
+from hftl.pretraining import continue_pretraining
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
 from hftl.resuming.identity import (
     check_adapter_of_checkpoint,
@@ -96,6 +97,9 @@ def run(
             check_model(args, task)
             examples = load_examples(args.data, task, args.training.seed)
             check_best_metric(args, examples.labels.problem_type)
+            with ledger.bucket("other"):
+                args, pretrained = continue_pretraining(args, examples.splits, run)
+            ledger.add(pretrained)  # its `train_seconds`, whenever they were spent
             processor = load_processor(args, task, examples)
             rows = prepare_examples(examples, task, processor, args.data)
             described = task.describe_rows(rows, processor, args.data)
@@ -128,13 +132,13 @@ def run(
         check_identity(args, identity)
         folder = open_run_folder(args, network)
         trainer = build_trainer(args, task, network, heads, examples, rows, collator, processor, ledger)
-        trainer.meter.start_flops = head.get("flops", 0) + adapter_flops
+        trainer.meter.start_flops = head.get("flops", 0) + adapter_flops + pretrained.get("train_flops", 0)
         trainer.manifest = identity | {"head": head}
         stop = stop if is_resumable(args) else None
         for callback in [*([] if stop is None else [stop]), *callbacks]:
             trainer.add_callback(callback)
         record = start_record(args, examples, network, head, write_config(args, folder))
-        record.model["coverage"] = coverage
+        record.model |= {"coverage": coverage} | ({"pretrained": pretrained} if pretrained else {})
         record.environment["precision"] = describe_precision(args.training, trainer.autocast)
         record.environment["auto_batch"] = batch or None
         record.data |= described

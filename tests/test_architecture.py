@@ -59,6 +59,7 @@ RUNS = (
     "inference.export",
     "settings",
     "precision",
+    "pretraining",
     "hub",
     "run",
     "resuming.verify",

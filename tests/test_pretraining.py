@@ -1,0 +1,109 @@
+"""Pretraining on one's own texts first: made once, charged always, and refused where it makes no sense."""
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hftl import pretraining
+from hftl.config import parse_args
+from hftl.errors import UserError
+from hftl.run import run
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tiny.write_text_task(tmp_path_factory.mktemp("pretraining"))
+    texts = [row["text"] for row in tiny.make_texts(40, seed=5)]
+    (folder / "own.txt").write_text("\n".join(texts) + "\n")
+    return folder
+
+
+@pytest.fixture
+def train(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
+
+    def start(mode, *flags, name="run", task_words=()):
+        words = list(task_words) or ["--train_file", f"{files}/train.csv", "--test_file", f"{files}/test.csv"]
+        words += ["--model_name_or_path", f"{files}/bert", "--output_dir", str(tmp_path / name), "--use_cpu"]
+        return run(parse_args([*words, "--max_steps", "3", *map(str, flags)], mode=mode)), tmp_path / name
+
+    return start
+
+
+@pytest.fixture
+def own(files):
+    return ("--pretrain_file", files / "own.txt", "--pretrain_steps", 4)
+
+
+def test_it_is_made_once_and_a_run_that_finds_it_is_the_same(train, own, tmp_path):
+    first, one = train("full", *own, name="one")
+    (folder,) = (tmp_path / "cache" / "pretrained").iterdir()
+    made = folder.stat().st_mtime_ns
+    second, two = train("full", *own, name="two")
+    assert folder.stat().st_mtime_ns == made
+    weights = [load_file(path / "model.safetensors") for path in (one, two)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    for record in (first, second):
+        found = record.model["pretrained"]
+        assert found["steps"] == 4 and found["from"].endswith("bert") and found["perplexity"] > 1
+        assert record.cost["train_seconds"] > found["train_seconds"] > 0
+        assert record.cost["train_flops"] > found["train_flops"] > 0
+        assert record.config["pretrain_file"].endswith("own.txt") and "model_name_or_path" in record.config
+        assert record.config["model_name_or_path"].endswith("bert")
+
+
+def test_the_body_is_another_one_than_without(train, own):
+    _, plain = train("full", "--learning_rate", 0, name="plain")
+    _, ours = train("full", "--learning_rate", 0, *own, name="ours")
+    before, after = (load_file(path / "model.safetensors") for path in (plain, ours))
+    body = [name for name in before if name.startswith("bert.encoder") and name.endswith("dense.weight")]
+    assert body and not any(torch.equal(before[name], after[name]) for name in body)
+
+
+@pytest.mark.parametrize("mode", ["peft", "probe"])
+def test_adapters_and_probes_sit_on_it(train, own, mode):
+    record, folder = train(mode, *own)
+    assert record.status == "completed" and record.model["pretrained"]["num_texts"] > 20
+    if mode == "peft":
+        assert "pretrained" in (folder / "adapter_config.json").read_text()
+
+
+def test_other_steps_are_another_pretraining(train, own, tmp_path):
+    train("probe", *own, name="one")
+    train("probe", *own[:3], 5, name="two")
+    assert len(list((tmp_path / "cache" / "pretrained").iterdir())) == 2
+
+
+def test_texts_of_test_among_them_are_said(train, files, tmp_path, caplog):
+    texts = [row["text"] for row in tiny.make_texts(9, seed=1)]
+    (tmp_path / "own.txt").write_text("\n".join([*texts, *(row["text"] for row in tiny.make_texts(30, seed=7))]))
+    with caplog.at_level(logging.WARNING):
+        train("probe", "--pretrain_file", tmp_path / "own.txt", "--pretrain_steps", 1)
+    assert "of 9 test texts are in" in caplog.text and "read without labels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mode", "task_words", "message"),
+    [
+        ("scratch", (), "before --mode full, peft or probe; this is --mode scratch"),
+        ("full", ("--task", "causal-lm", "--train_file", "{files}/own.txt"), "an encoder of texts"),
+    ],
+)
+def test_it_is_refused_where_it_makes_no_sense(train, own, files, mode, task_words, message):
+    words = [word.format(files=files) for word in task_words]
+    with pytest.raises(UserError, match=message):
+        train(mode, *own, task_words=words)
+
+
+def test_a_file_that_is_not_there_is_named(train):
+    with pytest.raises(UserError, match="There is no file /nowhere.txt"):
+        train("full", "--pretrain_file", "/nowhere.txt")
+
+
+def test_a_key_holds_all_that_changes_it(files, own):
+    words = ["--dataset", "x", "--model_name_or_path", f"{files}/bert", *map(str, own)]
+    keys = {pretraining._compute_key(parse_args([*words, *more])) for more in ([], ["--max_length", "9"])}
+    assert len(keys) == 2
