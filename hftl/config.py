@@ -144,8 +144,8 @@ class ModelArguments:
     )
     pretrain_file: str | None = _option(
         None,
-        "Before full, peft or probe on texts: go on pretraining the checkpoint on the texts of this file (hidden words), "
-        "without labels.",
+        "Before full, peft or probe on texts: go on pretraining the checkpoint on the texts of this file, without "
+        "labels (masked-lm).",
     )
     pretrain_steps: int = _option(500, "Steps of it, of 32 texts.")
     dtype: str = _option(
