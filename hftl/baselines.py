@@ -30,7 +30,7 @@ from hftl.cost.memory import PeakMemory
 from hftl.data.labels import REGRESSION, SINGLE, LabelInfo
 from hftl.errors import UserError, unknown_name
 from hftl.examples import Examples, describe_source, load_examples, prepare_examples
-from hftl.head_start import count_feature_flops, load_features
+from hftl.head_start import count_feature_flops, load_features, read_both_poolings
 from hftl.metrics import METRICS, compute_predictions, compute_probabilities, compute_report
 from hftl.models.head import find_head, find_pooling_layer, make_linear
 from hftl.models.load import find_commit, load_config, load_pretrained, read_config
@@ -398,6 +398,7 @@ def _read_features(args: Arguments, task: Task, examples: Examples) -> Source:
     def compute(split: str, is_linear: bool) -> np.ndarray:
         if pooling is not None:
             pooling.load_state_dict(original)
+            read_both_poolings(network, pooling, rows[split], args, collator, split)
         if is_linear:
             make_linear(pooling)
         return load_features(network, rows[split], args, collator, split)

@@ -21,6 +21,7 @@ from hftl.cost.flops import count_flops, count_units
 from hftl.data.sampling import sort_by_length
 from hftl.errors import UserError
 from hftl.models.head import (
+    LINEAR_SCALE,
     LinearHead,
     compute_features,
     find_head,
@@ -70,7 +71,11 @@ def initialize_head(
         return {"init": "random"}
     if not is_quantized(network):  # which is where it belongs already, and cannot be moved in 8 bits
         network.to(args.training.device)
-    head, pooling = _fit(network, args, rows, collator), find_pooling_layer(network) if is_final else None
+    pooling = find_pooling_layer(network) if is_final else None
+    if pooling is not None:
+        for split in ("train", "validation"):
+            read_both_poolings(network, pooling, rows[split], args, collator, split)
+    head = _fit(network, args, rows, collator)
     record = {
         "init": "probe",
         "strength": head.strength,
@@ -105,20 +110,74 @@ def load_features(
     network: torch.nn.Module, rows: datasets.Dataset, args: Arguments, collator: Callable, split: str
 ) -> np.ndarray:
     """Features float32 [N, D] of the rows, in their order, from the cache or by one pass over the body."""
-    key = hashlib.sha256(f"{_hash_body(network)} {rows._fingerprint} {args.model.dtype}".encode()).hexdigest()[:24]
-    path = Path(cache_dir()) / "features" / f"{key}.npy"
+    path = _find_place(network, rows, args)
     if path.is_file():
         return np.load(path, allow_pickle=False)
+    features = _restore(*_read_sorted(network, rows, args, collator, split))
+    _keep(features, path, args)
+    return features
+
+
+def read_both_poolings(
+    network: torch.nn.Module,
+    pooling: torch.nn.Linear,
+    rows: datasets.Dataset,
+    args: Arguments,
+    collator: Callable,
+    split: str,
+) -> None:
+    """Put into the cache, by one pass, what `load_features` finds with the pooling layer as it is and made linear.
+
+    Args:
+        pooling: from `find_pooling_layer`: what follows it is a tanh.
+    """
+    original = {name: tensor.clone() for name, tensor in pooling.state_dict().items()}
+    own = _find_place(network, rows, args)
+    make_linear(pooling)
+    linear = _find_place(network, rows, args)
+    pooling.load_state_dict(original)
+    if own.is_file() and linear.is_file():
+        return
+    seen: list[torch.Tensor] = []
+    hook = pooling.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().cpu()))
+    try:
+        features, order = _read_sorted(network, rows, args, collator, split)
+    finally:
+        hook.remove()
+    read = torch.cat(seen)
+    if read.shape != features.shape:  # the layer reads more than one vector a row
+        return
+    _keep(_restore(features, order), own, args)
+    _keep(_restore(torch.tanh(LINEAR_SCALE * read).numpy(), order), linear, args)
+
+
+def _find_place(network: torch.nn.Module, rows: datasets.Dataset, args: Arguments) -> Path:
+    key = hashlib.sha256(f"{_hash_body(network)} {rows._fingerprint} {args.model.dtype}".encode()).hexdigest()[:24]
+    return Path(cache_dir()) / "features" / f"{key}.npy"
+
+
+def _read_sorted(
+    network: torch.nn.Module, rows: datasets.Dataset, args: Arguments, collator: Callable, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features from long to short rows, and which row each is of."""
     ordered, order = sort_by_length(rows)
     batches = build_batches(ordered, args.training.per_device_eval_batch_size, collator, f"Features of {split}")
-    features = np.empty_like(sorted_features := compute_features(network, batches, args.training.device))
-    features[order] = sorted_features
-    if args.training.should_save:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, features, allow_pickle=False)
-        temporary.replace(path)
+    return compute_features(network, batches, args.training.device), order
+
+
+def _restore(ordered: np.ndarray, order: np.ndarray) -> np.ndarray:
+    features = np.empty_like(ordered)
+    features[order] = ordered
     return features
+
+
+def _keep(features: np.ndarray, path: Path, args: Arguments) -> None:
+    if not args.training.should_save:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.npy")
+    np.save(temporary, features, allow_pickle=False)
+    temporary.replace(path)
 
 
 def count_feature_flops(network: torch.nn.Module, rows: datasets.Dataset, args: Arguments, collator: Callable) -> int:

@@ -379,6 +379,22 @@ def test_a_linear_pooling_layer_hands_on_what_it_reads(name):
     np.testing.assert_allclose(features, LINEAR_SCALE * np.concatenate(seen), atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_one_pass_gives_the_features_of_both_poolings(name, args, passes, monkeypatch, tmp_path):
+    network, rows, collator = build_network(name), build_rows(name, 23), build_collator(name)
+    pooling = find_pooling_layer(network)
+    head_start.read_both_poolings(network, pooling, rows, args, collator, "train")
+    head_start.read_both_poolings(network, pooling, rows, args, collator, "train")  # which finds them
+    own = load_features(network, rows, args, collator, "train")
+    make_linear(pooling)
+    linear = load_features(network, rows, args, collator, "train")
+    assert len(passes) == 1
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "other"))
+    np.testing.assert_allclose(linear, load_features(network, rows, args, collator, "train"), atol=1e-6)
+    plain = build_network(name)
+    np.testing.assert_allclose(own, load_features(plain, rows, args, collator, "train"), atol=1e-6)
+
+
 @pytest.mark.parametrize("is_useless", [True, False])
 @pytest.mark.parametrize("is_final", [True, False])
 def test_a_pooling_layer_is_passed_by_when_that_validates_better_and_nothing_is_trained(is_useless, is_final, args):
