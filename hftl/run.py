@@ -97,9 +97,7 @@ def run(
             check_model(args, task)
             examples = load_examples(args.data, task, args.training.seed)
             check_best_metric(args, examples.labels.problem_type)
-            with ledger.bucket("other"):
-                args, pretrained = continue_pretraining(args, examples.splits, run)
-            ledger.add(pretrained)  # its `train_seconds`, whenever they were spent
+            args, pretrained = pretrain(args, examples, ledger)
             processor = load_processor(args, task, examples)
             rows = prepare_examples(examples, task, processor, args.data)
             described = task.describe_rows(rows, processor, args.data)
@@ -138,7 +136,7 @@ def run(
         for callback in [*([] if stop is None else [stop]), *callbacks]:
             trainer.add_callback(callback)
         record = start_record(args, examples, network, head, write_config(args, folder))
-        record.model |= {"coverage": coverage} | ({"pretrained": pretrained} if pretrained else {})
+        record.model |= {"coverage": coverage, "pretrained": pretrained or None}
         record.environment["precision"] = describe_precision(args.training, trainer.autocast)
         record.environment["auto_batch"] = batch or None
         record.data |= described
@@ -163,6 +161,14 @@ def run(
         record.history = [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
     publish_run(args, publication)
     return record
+
+
+def pretrain(args: Arguments, examples: Examples, ledger: Ledger) -> tuple[Arguments, dict[str, Any]]:
+    """The checkpoint after `--pretrain_file`, and its cost, which is charged whenever it was spent."""
+    with ledger.bucket("other"):
+        args, pretrained = continue_pretraining(args, examples.splits, run)
+    ledger.add(pretrained)  # `train_seconds`
+    return args, pretrained
 
 
 def load_processor(args: Arguments, task: Task, examples: Examples) -> Any:
