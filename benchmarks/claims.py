@@ -104,7 +104,7 @@ def text_target(folder: Path) -> dict[str, Any]:
     accuracies = [metrics["eval_accuracy"] for _, metrics in finished.evaluations]
     script = {"command": f"run_classification.py {flags}", "accuracy": max(accuracies), "accuracies": accuracies}
     script["seconds"] = finished.seconds_to(0.55) or finished.seconds
-    ours = run_hftl(folder / "hftl", data, "--mode full --head_init probe --num_train_epochs 2")
+    ours = run_hftl(folder / "hftl", data, "--mode full --head_init probe --num_train_epochs 1")
     if ours["accuracy"] < 0.55:
         raise RuntimeError(f"hftl did not reach .55: {ours}")
     return {"ratio": script["seconds"] / ours["seconds"], "sides": {"script": script, "hftl": ours}}
