@@ -125,6 +125,9 @@ class Simulator:
             settings = {"use_reentrant": False, "preserve_rng_state": False}
             with _quiet():
                 network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        if plan.is_quantized and plan.autocast is not None:  # unpacked for each product, not kept as casts are
+            for module in _quantized_linear(network):
+                module.weight.data = module.weight.data.to(plan.autocast)
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self._fake:
             network.to_empty(device="cpu")

@@ -136,6 +136,9 @@ def test_optimizers_and_bits_have_their_sizes(arguments):
     assert simulate(arguments, "bert", "full", Plan(optim="sgd")).optimizer == 0
     lora, qlora = (simulate(arguments, "llama", "peft", Plan(is_quantized=flag)) for flag in (False, True))
     assert qlora.weights < 0.7 * lora.weights and qlora.num_trained == lora.num_trained
+    half = Plan(torch.bfloat16), Plan(torch.bfloat16, is_quantized=True)
+    cast, unpacked = (simulate(arguments, "llama", "peft", plan) for plan in half)
+    assert unpacked.passes < cast.passes and unpacked.weights == pytest.approx(qlora.weights, rel=0.01)
 
 
 def test_a_probe_has_no_backward_pass(arguments):
