@@ -14,10 +14,10 @@ from hftl.data.columns import choose_named
 from hftl.data.files import IMAGE_PATH_NAMES
 from hftl.data.masks import upright_size
 from hftl.errors import UserError
-from hftl.metrics.detection import MAX_BOXES
 
 logger = logging.getLogger(__name__)
 
+MAX_BOXES = 100  # of an image, as COCO counts them
 OBJECT_NAMES = ("objects", "annotations")
 CLASS_NAMES = ("category", "categories", "label", "labels", "category_id")
 TOLERANCE = 1.0  # pixels that a box may reach over the border, which rounding explains
@@ -64,25 +64,39 @@ def read_rows(rows: datasets.Dataset, split: str, names: tuple[str, ...], args: 
     boxes, classes, good = [], [], []
     for row_id, row in enumerate(rows.select_columns([image, column])):
         found, labels = _fields(row[column], key)
-        labels = [
-            declared[k] if declared and isinstance(k, int) and 0 <= k < len(declared) else str(k) for k in labels
-        ]
+        labels = [_name_class(label, declared) for label in labels]
         fault = _find_fault(found, labels, upright_size(row[image]), names)
         if fault and args.on_bad_rows == "error":
             raise UserError(f"{split}, row_id {row_id}: {fault}")
         if fault:
             logger.warning("Dropped: row_id %d of %s: %s", row_id, split, fault)
-            continue
-        good.append(row_id)
-        boxes.append(found)
-        classes.append([names.index(label) for label in labels])
-    kept = rows.select(good).select_columns([image]).rename_columns({image: "image"} if image != "image" else {})
-    kept = kept.cast_column("image", datasets.Image(decode=True))
-    kept = kept.add_column("row_id", np.array(good, dtype=np.int64))
-    four = datasets.List(datasets.List(datasets.Value("float32")))
-    kept = kept.add_column("boxes", boxes, feature=four)
-    kept = kept.add_column("classes", classes, feature=datasets.List(datasets.Value("int64")))
-    return kept.select_columns(["row_id", "image", "boxes", "classes"])
+        else:
+            good.append(row_id)
+        boxes.append([] if fault else found)
+        classes.append([] if fault else [names.index(label) for label in labels])
+    return _standardize(rows.select_columns([image]), boxes, classes).select(good)
+
+
+def _standardize(images: datasets.Dataset, boxes: list, classes: list) -> datasets.Dataset:
+    columns = {
+        "row_id": (np.arange(len(images)).tolist(), datasets.Value("int64")),
+        "boxes": (boxes, datasets.List(datasets.List(datasets.Value("float32")))),
+        "classes": (classes, datasets.List(datasets.Value("int64"))),
+    }
+    added = datasets.Dataset.from_dict(
+        {name: values for name, (values, _) in columns.items()},
+        features=datasets.Features({name: feature for name, (_, feature) in columns.items()}),
+    )
+    images = images.rename_columns(dict.fromkeys(images.column_names, "image"))
+    images = images.cast_column("image", datasets.Image(decode=True))
+    return datasets.concatenate_datasets([added, images.flatten_indices()], axis=1).select_columns(
+        ["row_id", "image", "boxes", "classes"]
+    )
+
+
+def _name_class(label: Any, declared: tuple[str, ...] | None) -> str:
+    is_number = declared is not None and isinstance(label, int) and 0 <= label < len(declared)
+    return declared[label] if is_number else str(label)
 
 
 def _members(feature: Any) -> dict[str, Any]:
@@ -95,8 +109,8 @@ def _class_field(column: str, feature: Any) -> str:
     key = next((name for name in CLASS_NAMES if name in members), None)
     if "bbox" not in members or key is None:
         raise UserError(
-            f"The column {column} holds {feature}, which are no boxes; expected {LAYOUT} or a list of such objects. Name "
-            "the column of the boxes with --label_column, or choose the --task of these labels."
+            f"The column {column} holds {feature}, which are no boxes; expected {LAYOUT} or a list of such objects. "
+            "Name the column of the boxes with --label_column, or choose the --task of these labels."
         )
     return key
 

@@ -1,8 +1,8 @@
 """How well do boxes with scores fit the true ones? Average precision as COCO defines it, and F1 image by image.
 
-COCO's evaluation without areas and crowds: of each image the `MAX_BOXES` most probable boxes; each takes, the most
-probable first, the free true box of its class that it overlaps most; precision is read at 101 values of recall, and
-the mean over the classes that occur is taken. Must not know: logits, models, sizes of images.
+COCO's evaluation without areas and crowds: each box foreseen takes, the most probable first, the free true box of
+its class that it overlaps most; precision is read at 101 values of recall, and the mean over the classes that occur is
+taken. Must not know: logits, models, sizes of images.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ import numpy as np
 from hftl.errors import UserError
 from hftl.metrics.rows import linearize
 
-MAX_BOXES = 100  # of an image, as in COCO
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of intersection over union
 RECALLS = np.linspace(0, 1, 101)
 F1_SCORE = 0.5  # boxes less probable than this do not count in F1

@@ -1,8 +1,8 @@
 """Object detection: boxes with classes, by networks that answer with a fixed set of them (DETR, YOLOS).
 
-Images are brought to a square; boxes are shares of it. The loss is transformers' own (Hungarian matching, cross-entropy,
-L1 and generalized IoU), of each image alone, and their mean. So it is the same for any division of a step into
-micro-batches, which the stock one is not: it divides by the boxes, and the class weights, of a micro-batch.
+Images are brought to a square; boxes are shares of it. The loss is transformers' own (Hungarian matching,
+cross-entropy, L1 and generalized IoU), of each image alone, and their mean. So it is the same for any division of a
+step into micro-batches, which the stock one is not: it divides by the boxes and class weights of a micro-batch.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from transformers import AutoImageProcessor
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
 from hftl.assets import resolve_model
-from hftl.data.boxes import choose_picture, read_boxes, read_rows
+from hftl.data.boxes import MAX_BOXES, choose_picture, read_boxes, read_rows
 from hftl.data.labels import LabelInfo
 from hftl.errors import UserError
-from hftl.metrics.detection import MAX_BOXES, Boxes, compute_box_report, count_matches, spread_f1
+from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spread_f1
 from hftl.tasks.base import Score, Task, explained_loading, map_cached
 from hftl.tasks.image_classification import (
     CROPS,
@@ -146,7 +146,7 @@ class ObjectDetection(Task):
         scores, classes = probabilities.max(-1)
         corners = torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1)
         found = torch.cat([classes[..., None], scores[..., None], corners.clamp(0, 1)], -1)  # [B, Q, 6]
-        order = scores.argsort(-1, descending=True, stable=True)[:, :MAX_BOXES]
+        order = scores.argsort(dim=-1, descending=True, stable=True)[:, :MAX_BOXES]
         return found.gather(1, order[..., None].expand(-1, -1, 6)).flatten(1)
 
     def compute_metrics(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, float]:
