@@ -9,12 +9,14 @@ import torch
 import transformers
 from PIL import Image
 
-from hftl.config import DataArguments
+from hftl.config import DataArguments, parse_args
 from hftl.data.boxes import read_boxes
 from hftl.errors import UserError
 from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spread_f1
+from hftl.run import run
 from hftl.tasks.image_classification import draw_crops
 from hftl.tasks.object_detection import NO_BOX, BoxCollator, ObjectDetection, move_boxes
+from tests.test_task_contract import write_boxes
 
 
 def make_splits(boxes, categories, test_category="hat"):
@@ -158,3 +160,39 @@ def test_average_precision_of_a_known_ranking():
     assert report["map_50"] == pytest.approx((51 + 50 * 2 / 3) / 101)
     counts = count_matches([Boxes(found, np.zeros(3, int), np.array([0.9, 0.8, 0.7]))], true)
     assert spread_f1(counts).mean() == pytest.approx(report["f1_50"]) == pytest.approx(0.8)
+
+
+def test_detr_trains_on_a_backbone_of_transformers(tmp_path, monkeypatch):
+    """Without timm and torchvision; its processor pads by default, which a square image does not need."""
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
+    write_tiny_detr(tmp_path / "checkpoint")
+    write_boxes(tmp_path)
+    words = ["--task", "object-detection", "--train_file", f"{tmp_path}/train.jsonl", "--max_steps", "2"]
+    words += ["--test_file", f"{tmp_path}/test.jsonl", "--model_name_or_path", f"{tmp_path}/checkpoint"]
+    record = run(parse_args([*words, "--image_size", "64", "--output_dir", f"{tmp_path}/run"], mode="full"))
+    assert (record.status, record.data["label_names"]) == ("completed", ["a", "b"])
+    assert 0 <= record.metrics["test"]["map"] <= 1
+
+
+def write_tiny_detr(folder):
+    body = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
+    )
+    config = transformers.DetrConfig(
+        backbone_config=body,
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=5,
+        auxiliary_loss=True,
+    )
+    torch.manual_seed(0)
+    transformers.DetrForObjectDetection(config).save_pretrained(folder)
+    transformers.DetrImageProcessorPil().save_pretrained(folder)
