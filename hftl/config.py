@@ -38,7 +38,7 @@ class DataArguments:
     task: str = _option(
         "text-classification",
         "text-classification, image-classification, token-classification, semantic-segmentation, seq2seq, "
-        "question-answering, masked-lm or causal-lm.",
+        "object-detection, question-answering, masked-lm or causal-lm.",
     )
     dataset: str | None = _option(None, "Hub id, folder, file or bundled:NAME.")
     dataset_config: str | None = _option(None, "Configuration name of a Hub data set.")

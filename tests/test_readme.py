@@ -46,7 +46,7 @@ def test_examples_parse(command):
 
 
 def test_there_are_examples():
-    assert len(read_examples()) == 9
+    assert len(read_examples()) == 10
 
 
 def test_the_experiment_of_the_readme_is_one(tmp_path):

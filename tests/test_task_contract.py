@@ -59,6 +59,15 @@ def write_masks(folder: Path) -> None:
         tiny.write_jsonl(folder / f"{split}.jsonl", rows)
 
 
+def write_boxes(folder: Path) -> None:
+    for split, count, seed in (("train", 12, 0), ("test", 6, 1)):
+        write_pairs(folder / split, count, seed)
+        box = {"bbox": [[4.0, 4.0, 12.0, 8.0]]}
+        names = [f"{folder / split}/images/{number}.png" for number in range(count)]
+        rows = [{"image": n, "objects": box | {"category": ["ab"[i % 2]]}} for i, n in enumerate(names)]
+        tiny.write_jsonl(folder / f"{split}.jsonl", rows)
+
+
 def write_summaries(folder: Path) -> None:
     for split, count, seed in (("train", 24, 0), ("test", 9, 1)):
         rows = [{"document": r["prompt"], "summary": r["completion"]} for r in tiny.make_completions(count, seed)]
@@ -81,6 +90,7 @@ TASK_CASES = {
     "token-classification": (tiny.write_tiny_bert, write_words),
     "question-answering": (tiny.write_tiny_bert, write_questions),
     "semantic-segmentation": (tiny.write_tiny_segformer, write_masks),
+    "object-detection": (tiny.write_tiny_yolos, write_boxes),
     "seq2seq": (write_tiny_t5, write_summaries),
     "masked-lm": (tiny.write_tiny_bert, write_texts),
 }

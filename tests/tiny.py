@@ -115,6 +115,22 @@ def write_tiny_segformer(folder: str | Path, seed: int = 0) -> Path:
     return _write(transformers.SegformerForSemanticSegmentation, config, folder, seed)
 
 
+def write_tiny_yolos(folder: str | Path, seed: int = 0) -> Path:
+    """A YOLOS of one layer for images of 32 pixels, with its image processor."""
+    size = {"height": 32, "width": 32}
+    transformers.YolosImageProcessorPil(size=size, do_pad=False).save_pretrained(folder)
+    config = transformers.YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=[32, 32],
+        patch_size=8,
+        num_detection_tokens=5,
+    )
+    return _write(transformers.YolosForObjectDetection, config, folder, seed)
+
+
 def write_tiny_upernet(folder: str | Path, seed: int = 0) -> Path:
     """A UPerNet over a ResNet of four stages for images of 32 pixels, with its image processor."""
     _write_mask_processor(folder)

@@ -145,7 +145,7 @@ def _find_fault(image: dict | None, mask: dict | None) -> str | None:
             f"{_name(mask)} is an image of mode {mode}; expected one number a pixel (mode L or P). Turn colours into "
             "class numbers."
         )
-    size = _upright_size(image)
+    size = upright_size(image)
     if size is not None and size != found:
         return (
             f"{_name(mask)} is {found[0]} x {found[1]} pixels, its image {size[0]} x {size[1]}. Give both the same "
@@ -154,7 +154,7 @@ def _find_fault(image: dict | None, mask: dict | None) -> str | None:
     return None
 
 
-def _upright_size(image: dict | None) -> tuple[int, int] | None:
+def upright_size(image: dict | None) -> tuple[int, int] | None:
     """Width and height as `datasets` turns the image; None for one that cannot be read, which the audit says."""
     try:
         with _open(image) as opened:

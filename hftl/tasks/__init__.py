@@ -7,6 +7,7 @@ from hftl.tasks.base import Score, Task
 from hftl.tasks.causal_lm import CausalLM
 from hftl.tasks.image_classification import ImageClassification
 from hftl.tasks.masked_lm import MaskedLM
+from hftl.tasks.object_detection import ObjectDetection
 from hftl.tasks.question_answering import QuestionAnswering
 from hftl.tasks.semantic_segmentation import SemanticSegmentation
 from hftl.tasks.seq2seq import Seq2Seq
@@ -19,6 +20,7 @@ TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLM,
     "token-classification": TokenClassification,
     "semantic-segmentation": SemanticSegmentation,
+    "object-detection": ObjectDetection,
     "seq2seq": Seq2Seq,
     "masked-lm": MaskedLM,
     "question-answering": QuestionAnswering,
