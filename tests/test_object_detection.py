@@ -16,6 +16,7 @@ from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spr
 from hftl.run import run
 from hftl.tasks.image_classification import draw_crops
 from hftl.tasks.object_detection import NO_BOX, BoxCollator, ObjectDetection, move_boxes
+from tests import tiny
 from tests.test_task_contract import write_boxes
 
 
@@ -196,3 +197,35 @@ def write_tiny_detr(folder):
     torch.manual_seed(0)
     transformers.DetrForObjectDetection(config).save_pretrained(folder)
     transformers.DetrImageProcessorPil().save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_a_few_images_are_learnt(tmp_path, monkeypatch):
+    """DETR trains slowly; that it finds the boxes of four images shows that images, boxes and loss fit together."""
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(5):
+        pixels = draw.integers(0, 60, (32, 32, 3)).astype(np.uint8)
+        left, top = (int(v) for v in draw.integers(0, 16, 2))
+        pixels[top : top + 14, left : left + 14, number % 2] = 255
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        objects = {"bbox": [[left, top, 14, 14]], "category": ["red" if number % 2 == 0 else "green"]}
+        rows.append({"image": str(tmp_path / f"{number}.png"), "objects": objects})
+    tiny.write_jsonl(tmp_path / "train.jsonl", rows[:4] * 5)
+    tiny.write_jsonl(tmp_path / "test.jsonl", rows[:4])
+    tiny.write_tiny_yolos(tmp_path / "yolos")
+    words = ["--task", "object-detection", "--train_file", f"{tmp_path}/train.jsonl", "--augmentation", "none"]
+    words += ["--test_file", f"{tmp_path}/test.jsonl", "--model_name_or_path", f"{tmp_path}/yolos", "--use_cpu"]
+    words += [
+        "--max_steps",
+        "400",
+        "--learning_rate",
+        "3e-3",
+        "--output_dir",
+        f"{tmp_path}/run",
+        "--disable_tqdm",
+        "true",
+    ]
+    record = run(parse_args(words, mode="full"))
+    assert record.metrics["test"]["map_50"] > 0.8

@@ -22,7 +22,7 @@ from hftl.examples import load_rows
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.models.modes import BATCH_SIZE, MODES, Schedule
 from hftl.settings import check_arguments, check_model
-from hftl.tasks import build_task, leading_score, scores_of
+from hftl.tasks import TASKS, build_task, leading_score, scores_of
 from hftl.yaml_file import as_words
 
 
@@ -108,8 +108,7 @@ def inspect_data(experiment: Experiment) -> tuple[Experiment, DataFacts]:
             experiment, sizes=sizes[0], tuning_sizes=sizes[1], num_classes=labels.num_labels
         )
     if experiment.metric is None:
-        usual = "accuracy" if "accuracy" in scores_of(facts.problem_type) else leading_score(facts.problem_type)
-        experiment = dataclasses.replace(experiment, metric=usual)
+        experiment = dataclasses.replace(experiment, metric=_choose_metric(facts.problem_type))
     _check_ladder(experiment, facts)
     _check_fit(experiment, facts)
     return experiment, facts
@@ -263,11 +262,25 @@ def _largest_rung(experiment: Experiment, facts: DataFacts) -> int:
     return int(min(facts.num_rows["train"] / (1 - fraction), facts.num_rows["validation"] / fraction))
 
 
+def _choose_metric(problem_type: str) -> str:
+    """Accuracy, else the leading score, or the first that has an interval where that one has none."""
+    scores = scores_of(problem_type)
+    if "accuracy" in scores:
+        return "accuracy"
+    return next((name for name, score in scores.items() if score.by_row is not None), leading_score(problem_type))
+
+
 def _check_fit(experiment: Experiment, facts: DataFacts) -> None:
     """Metric, test set and arms against the data, and each arm's flags by the parser of `hftl train`."""
     if experiment.metric not in (scores := scores_of(facts.problem_type)):
         valid = ", ".join(scores)
         raise UserError(f"metric is {experiment.metric!r}; for {facts.problem_type} give one of {valid}.")
+    if facts.problem_type in TASKS and scores[experiment.metric].by_row is None:
+        fitting = ", ".join(name for name, score in scores.items() if score.by_row is not None)
+        raise UserError(
+            f"metric is {experiment.metric!r}, which is no mean over rows and has no interval here; give one of "
+            f"{fitting}."
+        )
     load_prices(None, experiment.prices)
     _check_test_set(experiment, facts.num_rows["test"])
     for arm in experiment.arms:

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from hftl.compare import engines, study
+from hftl.errors import UserError
 from hftl.report.html import write_report
 from tests import test_task_contract as contract
 from tests.compare.test_campaign import run_here
@@ -15,6 +16,7 @@ LEADING = {
     "semantic-segmentation": "mean_iou",
     "seq2seq": "rougeL",
     "masked-lm": "perplexity",
+    "object-detection": "f1_50",  # the first with an interval: mean average precision is no mean over rows
 }
 
 
@@ -52,3 +54,21 @@ def test_a_task_is_compared(task, tmp_path, monkeypatch):
     assert results["pairs"] and all(pair["low"] <= pair["difference"] <= pair["high"] for pair in results["pairs"])
     page = write_report(tmp_path / "campaign").read_text()
     assert "LoRA" in page and "Full fine-tuning" in page
+
+
+def test_a_metric_without_an_interval_is_refused(tmp_path):
+    write_checkpoint, write_data = contract.TASK_CASES["object-detection"]
+    write_checkpoint(tmp_path / "checkpoint")
+    write_data(tmp_path)
+    files = {f"{split}_file": str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
+    experiment = {
+        "model_name_or_path": str(tmp_path / "checkpoint"),
+        "data": files | {"task": "object-detection"},
+        "arms": {"full": None, "lora": None},
+        "sizes": [10],
+        "seeds": 2,
+        "metric": "map",
+    }
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    with pytest.raises(UserError, match="metric is 'map', which is no mean over rows .* give one of f1_50"):
+        study.open_study(study.StudyOptions(tmp_path / "experiment.yaml", tmp_path / "campaign", jobs=1))
