@@ -4,10 +4,10 @@ One masked-lm run per checkpoint, file and number of steps, kept in the cache an
 same, so that a comparison makes it once. Its seconds and FLOPs are charged to each of them as if they had made it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from hftl.assets import cache_dir
+from hftl.assets import cache_dir, resolve_model
 from hftl.config import Arguments, parse_args
 from hftl.data.inputs import list_texts
 from hftl.data.load import load_splits
@@ -52,7 +54,8 @@ def continue_pretraining(
     texts = load_splits(parse_args(["--task", TASK, "--train_file", path]).data)["train"]
     _warn_of_test_texts(texts, splits, path)
     folder = Path(cache_dir()) / "pretrained" / _compute_key(args)
-    if not folder.is_dir():
+    is_new = not folder.is_dir()
+    if is_new:
         _build(args, folder, train)
     made = RunRecord.read(folder)
     transformers.set_seed(args.training.seed)  # the same state, whether it was made now or was there
@@ -63,6 +66,7 @@ def continue_pretraining(
         "perplexity": made.metrics["validation"]["perplexity"],
         "train_seconds": made.cost["train_seconds"],
         "train_flops": made.cost["train_flops"],
+        "is_new": is_new,
     }
     model = dataclasses.replace(args.model, model_name_or_path=str(folder), model_revision="main")
     return dataclasses.replace(args, model=model), described
@@ -75,6 +79,8 @@ def _check(args: Arguments) -> None:
             "--pretrain_file goes on with the pretraining of an encoder of texts, before --mode full, peft or probe; "
             f"this is --mode {args.model.mode} of {task.name}."
         )
+    if args.training.push_to_hub and args.model.mode == "peft":
+        raise UserError("--push_to_hub needs a base on the Hub, and with --pretrain_file the adapter's is made here.")
     if args.training.world_size > 1:
         raise UserError(
             "--pretrain_file works in one process. Train it first, `hftl train --task masked-lm --train_file "
@@ -96,10 +102,17 @@ def _warn_of_test_texts(texts: datasets.Dataset, splits: datasets.DatasetDict, p
         )
 
 
+def _hash(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+
+
 def _compute_key(args: Arguments) -> str:
+    checkpoint = Path(resolve_model(args.model.model_name_or_path))
+    files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")] if checkpoint.is_dir() else []
     parts = [
-        hashlib.sha256(Path(args.model.pretrain_file).expanduser().read_bytes()).hexdigest(),
+        _hash(args.model.pretrain_file),
         str(args.model.model_name_or_path),
+        *(_hash(path) for path in sorted(files)),  # a folder may have been trained again
         args.model.model_revision,
         str(args.model.pretrain_steps),
         str(args.data.max_length),
@@ -121,5 +134,27 @@ def _build(args: Arguments, folder: Path, train: Callable[[Arguments], RunRecord
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
         built = Path(staging) / "run"
         train(parse_args([*words, "--output_dir", str(built)], mode="full"))
-        if not folder.is_dir():  # another run may have made the same meanwhile
-            shutil.move(built, folder)
+        _keep_pooling_layer(args, built)
+        with contextlib.suppress(OSError):  # another run has made the same meanwhile
+            built.rename(folder)
+
+
+def _keep_pooling_layer(args: Arguments, folder: Path) -> None:
+    """Take over what the body has and a network that finds words has not: a classifier reads through it."""
+    original, report = transformers.AutoModel.from_pretrained(
+        resolve_model(args.model.model_name_or_path),
+        revision=args.model.model_revision,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    for name, tensor in original.state_dict().items():
+        full = f"{original.base_model_prefix}.{name}"
+        if full not in weights and name not in report["missing_keys"]:
+            weights[full] = tensor.contiguous()
+    save_file(weights, path, metadata=metadata)

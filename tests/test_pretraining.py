@@ -63,6 +63,21 @@ def test_the_body_is_another_one_than_without(train, own):
     assert body and not any(torch.equal(before[name], after[name]) for name in body)
 
 
+def test_the_pooling_layer_of_the_checkpoint_stays(train, own, files):
+    _, folder = train("full", "--learning_rate", 0, *own)
+    before, after = load_file(files / "bert" / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert torch.equal(before["pooler.dense.weight"], after["bert.pooler.dense.weight"])
+
+
+def test_its_seconds_are_counted_once(train, own):
+    new, _ = train("probe", *own, name="one")
+    found, _ = train("probe", *own, name="two")
+    for record in (new, found):
+        parts = sum(record.cost[f"{name}_seconds"] for name in ("startup", "train", "evaluation", "save", "other"))
+        assert parts == pytest.approx(record.cost["wall_seconds"], rel=0.01) and record.cost["other_seconds"] >= 0
+    assert (new.model["pretrained"]["is_new"], found.model["pretrained"]["is_new"]) == (True, False)
+
+
 @pytest.mark.parametrize("mode", ["peft", "probe"])
 def test_adapters_and_probes_sit_on_it(train, own, mode):
     record, folder = train(mode, *own)
@@ -103,7 +118,14 @@ def test_a_file_that_is_not_there_is_named(train):
         train("full", "--pretrain_file", "/nowhere.txt")
 
 
-def test_a_key_holds_all_that_changes_it(files, own):
-    words = ["--dataset", "x", "--model_name_or_path", f"{files}/bert", *map(str, own)]
+def test_a_key_holds_all_that_changes_it(own, tmp_path):
+    tiny.write_tiny_bert(tmp_path / "bert")
+    words = ["--dataset", "x", "--model_name_or_path", f"{tmp_path}/bert", *map(str, own)]
     keys = {pretraining._compute_key(parse_args([*words, *more])) for more in ([], ["--max_length", "9"])}
-    assert len(keys) == 2
+    tiny.write_tiny_bert(tmp_path / "bert", seed=1)
+    assert len(keys | {pretraining._compute_key(parse_args(words))}) == 3
+
+
+def test_an_adapter_over_it_cannot_be_pushed(train, own):
+    with pytest.raises(UserError, match="base"):
+        train("peft", *own, "--push_to_hub", "true", "--hub_model_id", "me/x")

@@ -52,6 +52,8 @@ class Job:
 def compute_key(cell: Cell, data_fingerprint: str) -> str:
     """12 hexadecimal digits of what decides the result of a cell: settings, data, code and library versions."""
     content = {"settings": cell.settings, "data": data_fingerprint, "code": hash_code(), "versions": read_versions()}
+    if path := cell.settings.get("pretrain_file"):
+        content["texts"] = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -96,7 +96,7 @@ def estimate(args: Arguments, gpu: str | None) -> Estimate:
     capacity = find_capacity(gpu) if gpu else measure_headroom(args.training.device)
     shape = _choose_shape(args, task, config)
     num_rows = args.data.num_train_examples or ROWS_OF_AN_EPOCH
-    arms, left_out, autocast = [], {}, None
+    arms, left_out, precisions = [], {}, set()
     for name, model in _list_models(args, task):
         try:
             if model.mode == "peft":
@@ -105,32 +105,14 @@ def estimate(args: Arguments, gpu: str | None) -> Estimate:
         except UserError as error:
             left_out[name] = str(error)
             continue
-        autocast = _choose_autocast(args, model, network, gpu)
-        plan = Plan(
-            autocast,
-            args.training.optim if "optim" in args.given else Plan.optim,
-            is_trained=find_mode(model.mode).is_trained,
-            is_checkpointed=args.training.gradient_checkpointing,
-            is_quantized=model.quantization == "nf4",
-        )
-        simulator = Simulator(network, task, plan)
-        step = simulator.make(shape)
-        seconds = _predict_seconds(step, shape, simulator, gpu, num_rows)
-        arms.append(
-            Arm(
-                name,
-                step,
-                _find_most_rows(simulator, step, shape, capacity),
-                None if task.modality == "image" else _find_longest(simulator, shape, capacity),
-                seconds,
-                _price(seconds, gpu),
-            )
-        )
+        plan = _plan(args, model, network, gpu)
+        precisions.add(plan.autocast)
+        arms.append(_estimate_arm(name, Simulator(network, task, plan), shape, capacity, gpu, num_rows))
     return Estimate(
         network=f"{config.model_type} of {args.model.model_name_or_path}",
         place=gpu or "this machine",
         capacity=capacity,
-        precision="bfloat16" if gpu or autocast else "float32",
+        precision="float32" if precisions <= {None} else "bfloat16",
         shape=shape,
         num_rows=num_rows,
         currency=load_prices().currency,
@@ -159,12 +141,34 @@ def _name_of(model: Any) -> str:
     return "qlora" if model.adapter == "lora" else f"{model.adapter} on {model.quantization}"
 
 
-def _choose_autocast(args: Arguments, model: Any, network: torch.nn.Module, gpu: str | None) -> torch.dtype | None:
-    if not find_mode(model.mode).is_trained:
-        return None
-    if gpu is not None:
-        return None if args.given.get("bf16") is False else torch.bfloat16
-    return choose_autocast(dataclasses.replace(args, model=dataclasses.replace(model)), network)
+def _plan(args: Arguments, model: Any, network: torch.nn.Module, gpu: str | None) -> Plan:
+    is_trained, is_quantized = find_mode(model.mode).is_trained, model.quantization == "nf4"
+    autocast = None
+    if gpu is not None and is_trained and args.given.get("bf16") is not False:
+        autocast = torch.bfloat16
+    elif gpu is None and not is_quantized:
+        autocast = choose_autocast(dataclasses.replace(args, model=model), network)
+    return Plan(
+        autocast,
+        args.training.optim if "optim" in args.given else Plan.optim,
+        is_trained=is_trained,
+        is_checkpointed=args.training.gradient_checkpointing,
+        is_quantized=is_quantized,
+    )
+
+
+def _estimate_arm(name: str, simulator: Simulator, shape: Shape, capacity: int, gpu: str | None, num_rows: int) -> Arm:
+    step = simulator.make(shape)
+    seconds = _predict_seconds(step, shape, simulator, gpu, num_rows)
+    is_image = simulator.task.modality == "image"
+    return Arm(
+        name,
+        step,
+        largest_rows=_find_most_rows(simulator, step, shape, capacity),
+        longest=None if is_image else _find_longest(simulator, shape, capacity),
+        seconds=seconds,
+        money=_price(seconds, gpu),
+    )
 
 
 def _choose_shape(args: Arguments, task: Task, config: Any) -> Shape:
