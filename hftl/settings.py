@@ -14,7 +14,7 @@ from hftl.config import Arguments
 from hftl.errors import UserError, unknown_name
 from hftl.models.adapters import adapter_of
 from hftl.models.load import read_config
-from hftl.models.modes import BATCH_SIZE, Mode, describe_schedule, find_mode
+from hftl.models.modes import BATCH_SIZE, MODES, Mode, describe_schedule, find_mode
 from hftl.models.quantization import check_quantization
 from hftl.records import count_cores
 from hftl.resuming.identity import check_checkpoint
@@ -25,6 +25,7 @@ from hftl.tasks.base import Task
 logger = logging.getLogger(__name__)
 
 LOADER_WORKERS = {"image": 8, "text": 2, "language": 2}  # on CUDA: an image is augmented, a text only padded
+UNTRAINED = tuple(name for name, mode in MODES.items() if not mode.is_trained)
 MIN_ROOM = 8  # tokens of a text, below which there is nothing to read
 SHARED_MEMORY_BYTES = 2**31  # 8 workers with two batches each of 128 images of 224 px are 1.2 GB
 
@@ -41,6 +42,10 @@ def check_arguments(args: Arguments) -> None:
             "--tokenizer_vocab_size makes other tokens than the checkpoint knows; it needs --mode scratch."
         )
     _check_task_flags(args)
+    is_weighted = args.data.class_weights != "none" or args.training.label_smoothing_factor
+    if is_weighted and args.model.mode in UNTRAINED:
+        flags = "--class_weights and --label_smoothing_factor"
+        raise UserError(f"{flags} change the loss of training, and --mode {args.model.mode} has none.")
     if args.model.freeze_layers and args.model.mode != "full":
         raise UserError("--freeze_layers is for --mode full: the other modes freeze all of the body, or nothing.")
     if args.model.head_init == "random" and args.model.mode == "probe":

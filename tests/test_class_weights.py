@@ -134,3 +134,11 @@ def test_tags_and_pixels_are_counted(train, folder, tmp_path):
 def test_labels_that_are_no_classes_have_no_weights(train, flags, message):
     with pytest.raises(UserError, match=message):
         train("--class_weights", "balanced", *flags)
+
+
+@pytest.mark.parametrize("flags", [("--class_weights", "balanced"), ("--label_smoothing_factor", "0.1")])
+def test_a_probe_has_no_loss_to_be_weighted(folder, tmp_path, flags):
+    words = ["--train_file", f"{folder}/train.csv", "--text_columns", "text", "--label_column", "label"]
+    words += ["--model_name_or_path", f"{folder}/bert", "--output_dir", str(tmp_path / "run"), *flags]
+    with pytest.raises(UserError, match="change the loss of training, and --mode probe has none"):
+        run(parse_args(words, mode="probe"))
