@@ -126,6 +126,7 @@ def test_a_key_holds_all_that_changes_it(own, tmp_path):
     assert len(keys | {pretraining._compute_key(parse_args(words))}) == 3
 
 
-def test_an_adapter_over_it_cannot_be_pushed(train, own):
-    with pytest.raises(UserError, match="base"):
-        train("peft", *own, "--push_to_hub", "true", "--hub_model_id", "me/x")
+def test_an_adapter_over_it_cannot_be_pushed(files, own):
+    words = ["--dataset", "x", "--model_name_or_path", f"{files}/bert", *map(str, own), "--push_to_hub", "true"]
+    with pytest.raises(UserError, match="--push_to_hub needs a base on the Hub"):
+        pretraining._check(parse_args(words, mode="peft"))
