@@ -307,6 +307,15 @@ def stack_kept(kept: Sequence[np.ndarray]) -> np.ndarray:
     return filled
 
 
+def describe_windows(rows: dict[str, datasets.Dataset]) -> dict[str, Any]:
+    """What the run record says of rows that are read in windows, so that none is cut."""
+    counts = {
+        split: {"num_rows": len(part), "num_tokens": sum(part["length"][:]), "num_cut": 0}
+        for split, part in rows.items()
+    }
+    return {"tokens": counts}
+
+
 def count_tokens(processor: Any) -> int | None:
     """How many rows an embedding needs for every number that a tokenizer can write; None for image processors."""
     if not isinstance(processor, PreTrainedTokenizerBase):

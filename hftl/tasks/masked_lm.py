@@ -21,7 +21,7 @@ from hftl.data.language import choose_text, standardize_texts
 from hftl.data.masking import NO_WORD, hide_words
 from hftl.errors import UserError
 from hftl.metrics.rows import ROW_SCORES
-from hftl.tasks.base import AnswerOptions, Score, Task, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.base import AnswerOptions, Score, Task, describe_windows, load_tokenizer, map_cached, widen_vocabulary
 
 MAX_LENGTH = 512  # tokens of a window, unless the network reads fewer
 EVALUATION_SEED = 0  # the words that are hidden of validation and test rows are always the same
@@ -105,12 +105,7 @@ print(fill(f"A {processor.mask_token} has four legs."))"""
         return map_cached(dataset, tokenize, key, description="Tokenizing")
 
     def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
-        return {
-            "tokens": {
-                split: {"num_rows": len(part), "num_tokens": int(sum(part["length"][:])), "num_cut": 0}
-                for split, part in rows.items()
-            }
-        }
+        return describe_windows(rows)
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "MaskCollator":
         return MaskCollator(processor)

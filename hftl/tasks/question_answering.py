@@ -20,7 +20,16 @@ from hftl.data.labels import LabelInfo
 from hftl.data.spans import choose_question, find_fault, standardize_questions
 from hftl.errors import UserError
 from hftl.metrics.squad import score_answers
-from hftl.tasks.base import FILL, AnswerOptions, Score, Task, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.base import (
+    FILL,
+    AnswerOptions,
+    Score,
+    Task,
+    describe_windows,
+    load_tokenizer,
+    map_cached,
+    widen_vocabulary,
+)
 
 MAX_LENGTH = 384  # tokens of question and window (Devlin et al. 2019 and the scripts of transformers)
 OVERLAP = 1 / 3  # of a window, shared with the one before: 128 of 384
@@ -119,11 +128,7 @@ print(context[places[first][0] : places[last][1]])"""
         return map_cached(dataset, tokenize, key, description="Tokenizing")
 
     def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
-        counts = {
-            split: {"num_rows": len(part), "num_tokens": sum(part["length"][:]), "num_cut": 0}
-            for split, part in rows.items()
-        }
-        return {"tokens": counts}
+        return describe_windows(rows)
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "SpanCollator":
         return SpanCollator(processor)
@@ -213,19 +218,19 @@ def cut_windows(
     """
     size = tokenizer.model_max_length
     room = size - tokenizer.num_special_tokens_to_add(pair=True)
-    for ids, row_id in zip(tokenizer(list(questions), add_special_tokens=False).input_ids, row_ids, strict=True):
-        if len(ids) > room - MIN_ROOM:
+    lengths = [len(ids) for ids in tokenizer(list(questions), add_special_tokens=False).input_ids]
+    for length, row_id in zip(lengths, row_ids, strict=True):
+        if length > room - MIN_ROOM:
             raise UserError(
-                f"The question of row {row_id} has {len(ids)} tokens, which leaves less than {MIN_ROOM} of {size} for "
-                f"its context. Give --max_length {len(ids) + MIN_ROOM + size - room} or more, or shorten it."
+                f"The question of row {row_id} has {length} tokens, which leaves less than {MIN_ROOM} of {size} for "
+                f"its context. Give --max_length {length + MIN_ROOM + size - room} or more, or shorten it."
             )
-    longest = max(map(len, tokenizer(list(questions), add_special_tokens=False).input_ids))
     encoded = tokenizer(
         list(questions),
         list(contexts),
         truncation="only_second",
         max_length=size,
-        stride=min(int(OVERLAP * size), (room - longest) // 2),
+        stride=min(int(OVERLAP * size), (room - max(lengths)) // 2),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
         return_token_type_ids=True,

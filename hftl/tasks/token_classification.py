@@ -23,7 +23,7 @@ from hftl.assets import resolve_model
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.errors import UserError, unknown_name
 from hftl.metrics.rows import linearize
-from hftl.tasks.base import AnswerOptions, Score, Task, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.base import AnswerOptions, Score, Task, describe_windows, load_tokenizer, map_cached, widen_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +106,7 @@ print(tag({example}))"""
         return map_cached(dataset, tokenize, key, description="Tokenizing")
 
     def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
-        counts = {
-            split: {"num_rows": len(part), "num_tokens": sum(part["length"][:]), "num_cut": 0}
-            for split, part in rows.items()
-        }
-        return {"tokens": counts}
+        return describe_windows(rows)
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "WordCollator":
         return WordCollator(processor.pad_token_id)
