@@ -307,6 +307,13 @@ def stack_kept(kept: Sequence[np.ndarray]) -> np.ndarray:
     return filled
 
 
+def train_tokenizer(tokenizer: Any, texts: Iterable[str], vocab_size: int, num_texts: int) -> Any:
+    """A tokenizer of the same kind made from texts, which cuts them where the other one does."""
+    trained = tokenizer.train_new_from_iterator(texts, vocab_size, length=num_texts)
+    trained.model_max_length = tokenizer.model_max_length
+    return trained
+
+
 def describe_windows(rows: dict[str, datasets.Dataset]) -> dict[str, Any]:
     """What the run record says of rows that are read in windows, so that none is cut."""
     counts = {

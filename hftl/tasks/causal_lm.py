@@ -34,7 +34,15 @@ from hftl.data.tokens import (
 from hftl.errors import UserError
 from hftl.metrics import compute_token_metrics
 from hftl.metrics.base import LANGUAGE
-from hftl.tasks.base import AnswerOptions, Task, explained_loading, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.base import (
+    AnswerOptions,
+    Task,
+    explained_loading,
+    load_tokenizer,
+    map_cached,
+    train_tokenizer,
+    widen_vocabulary,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +88,8 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
         if args.tokenizer_vocab_size is None:
             return processor
         texts = (text for found, _ in list_texts(rows) for text in found)
-        trained = processor.train_new_from_iterator(texts, args.tokenizer_vocab_size, length=len(rows))
-        trained.model_max_length, trained.padding_side = processor.model_max_length, "right"
+        trained = train_tokenizer(processor, texts, args.tokenizer_vocab_size, len(rows))
+        trained.padding_side = "right"
         trained.chat_template = processor.chat_template
         self.has_own_tokenizer = True
         return trained

@@ -21,7 +21,16 @@ from hftl.data.language import choose_text, standardize_texts
 from hftl.data.masking import NO_WORD, hide_words
 from hftl.errors import UserError
 from hftl.metrics.rows import ROW_SCORES
-from hftl.tasks.base import AnswerOptions, Score, Task, describe_windows, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.base import (
+    AnswerOptions,
+    Score,
+    Task,
+    describe_windows,
+    load_tokenizer,
+    map_cached,
+    train_tokenizer,
+    widen_vocabulary,
+)
 
 MAX_LENGTH = 512  # tokens of a window, unless the network reads fewer
 EVALUATION_SEED = 0  # the words that are hidden of validation and test rows are always the same
@@ -73,8 +82,7 @@ print(fill(f"A {processor.mask_token} has four legs."))"""
         if args.tokenizer_vocab_size is None:
             return processor
         texts = (text for found, _ in list_texts(rows) for text in found)
-        trained = processor.train_new_from_iterator(texts, args.tokenizer_vocab_size, length=len(rows))
-        trained.model_max_length = processor.model_max_length
+        trained = train_tokenizer(processor, texts, args.tokenizer_vocab_size, len(rows))
         self.has_own_tokenizer = True
         return trained
 

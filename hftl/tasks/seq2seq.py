@@ -19,7 +19,7 @@ from hftl.data.pairs import choose_source, standardize_pairs
 from hftl.errors import UserError
 from hftl.metrics.rows import linearize
 from hftl.metrics.written import score_corpus, score_rows
-from hftl.tasks.base import AnswerOptions, Score, Task, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.base import AnswerOptions, Score, Task, load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
 
 MAX_LENGTH = 512  # tokens of an input and of a target, unless the network reads fewer
 NUM_SUMS = 3  # kept of the true text in front of the tokens that the network wrote
@@ -81,8 +81,7 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
         if args.tokenizer_vocab_size is None:
             return processor
         texts = (text for name in ("text", "target") for text in rows[name])
-        trained = processor.train_new_from_iterator(texts, args.tokenizer_vocab_size, length=2 * len(rows))
-        trained.model_max_length = processor.model_max_length
+        trained = train_tokenizer(processor, texts, args.tokenizer_vocab_size, 2 * len(rows))
         self.has_own_tokenizer = True
         return trained
 
