@@ -339,7 +339,11 @@ PARTS = {"llama": measure_llama, "bert": measure_bert, "vit": measure_vit}
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError after so many seconds."""
+    """Raise TimeoutError after so many seconds.
+
+    It may be raised inside of `no_grad` itself, after it turned gradients off: they are on again here.
+    """
+    gradients = torch.is_grad_enabled()
 
     def stop(signum: int, frame: Any) -> None:
         raise TimeoutError(f"not done after {seconds:.0f} s")
@@ -351,6 +355,7 @@ def limited(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        torch.set_grad_enabled(gradients)
 
 
 def run_part(name: str, options: argparse.Namespace, deadline: float, write: Callable[[list], None]) -> None:

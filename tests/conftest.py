@@ -29,6 +29,15 @@ transformers.utils.logging.disable_progress_bar()
 datasets.disable_progress_bars()
 
 
+@pytest.fixture(autouse=True)
+def gradients_stay_on():
+    """A test that leaves gradients off fails itself, not the trainings after it."""
+    yield
+    if not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        pytest.fail("gradients are off after this test")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {
         "gpu": None if torch.cuda.is_available() else "needs a CUDA device",

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 
@@ -75,6 +76,15 @@ def test_a_side_that_is_not_begun_in_time_is_no_failure_of_its_own(monkeypatch, 
     assert [record["side"] for record in records] == ["first", "second", "third"]
     assert records[0]["error"].startswith("TimeoutError: not done") and records[0]["status"] == "failed"
     assert [record["error"] for record in records[1:]] == ["not run: time"] * 2
+
+
+def test_a_timeout_inside_of_no_grad_leaves_gradients_on():
+    for _ in range(100):
+        with pytest.raises(TimeoutError), gpu_throughput.limited(0.01):
+            while True:
+                with torch.no_grad():
+                    pass
+        assert torch.is_grad_enabled()
 
 
 def test_both_losses_of_the_llama_are_the_same():
