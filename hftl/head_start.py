@@ -35,6 +35,8 @@ from hftl.models.quantization import is_quantized
 
 logger = logging.getLogger(__name__)
 
+COUNTED_ROWS = 8  # enough for the FLOPs of a token
+
 
 def initialize_head(
     network: torch.nn.Module,
@@ -182,7 +184,7 @@ def _keep(features: np.ndarray, path: Path, args: Arguments) -> None:
 
 def count_feature_flops(network: torch.nn.Module, rows: datasets.Dataset, args: Arguments, collator: Callable) -> int:
     """FLOPs of one pass of the rows through the body, whether it was made now or its result was in the cache."""
-    batch = collator(rows.__getitems__(list(range(min(len(rows), args.training.per_device_eval_batch_size)))))
+    batch = collator(rows.__getitems__(list(range(min(len(rows), COUNTED_ROWS)))))
     flops = count_flops(lambda: compute_features(network, [batch], args.training.device))
     units = sum(rows["length"]) if "length" in rows.column_names else len(rows)
     return round(flops / count_units(batch) * units)

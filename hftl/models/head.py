@@ -219,6 +219,7 @@ def _minimize_cross_entropy(
     on two cores. Two classes share what it gives to one, which has half of their penalty.
     """
     from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
 
     features, rows = torch.from_numpy(x), torch.from_numpy(targets)
     (num_rows, width), share = x.shape, 2.0 if num_classes == 2 else 1.0
@@ -238,7 +239,8 @@ def _minimize_cross_entropy(
             intercept = residual.mean(0) * with_bias
             return loss.item(), torch.cat([slope.ravel(), intercept]).numpy()
 
-        start = minimize(evaluate, start, jac=True, method="L-BFGS-B", options=OPTIONS).x
+        with threadpool_limits(1, user_api="blas"):  # of scipy: its short vectors wait for threads on a busy machine
+            start = minimize(evaluate, start, jac=True, method="L-BFGS-B", options=OPTIONS).x
         yield start[:size].reshape(num_classes, width), start[size:]
 
 
