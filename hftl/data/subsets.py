@@ -9,8 +9,9 @@ what was labelled, draws the validation subset anew for each seed.
 """
 
 import heapq
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import datasets
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 EVALUATION_SEED = 0
 
 
-def nested_order(labels: Sequence | np.ndarray, seed: int) -> np.ndarray:
+def nested_order(labels: Sequence | np.ndarray, seed: int, size: int | None = None) -> np.ndarray:
     """Orders rows so that every prefix is class-stratified; a shorter prefix is inside any longer one.
 
     One row of each class comes first, classes in random order. Then each class has its share of every prefix, to
@@ -35,17 +36,18 @@ def nested_order(labels: Sequence | np.ndarray, seed: int) -> np.ndarray:
 
     Args:
         labels: class of each row [N], or multi-hot labels [N, C], or values [N].
+        size: of the prefix that is needed; the rest is left out.
 
     Returns:
-        Permutation of 0..N-1, int64 [N].
+        Permutation of 0..N-1, int64 [N], or the start of it, [size].
     """
     labels = np.asarray(labels)
     if not _is_stratifiable(labels):
-        return _shuffle(np.arange(len(labels)), seed)
+        return _shuffle(np.arange(len(labels)), seed)[:size]
     classes = _shuffled_classes(labels, seed)
     taken = [0] * len(classes)
     order = []
-    for index in _class_sequence([len(rows) for rows in classes]):
+    for index in itertools.islice(_class_sequence([len(rows) for rows in classes]), size):
         order.append(classes[index][taken[index]])
         taken[index] += 1
     return np.array(order, dtype=np.int64)
@@ -186,7 +188,7 @@ def _take_train(rows: datasets.Dataset, args: "DataArguments", seed: int, names:
 def _take(rows: datasets.Dataset, num_examples: int, seed: int, split: str) -> datasets.Dataset:
     if num_examples > len(rows):
         raise UserError(f"--num_{split}_examples is {num_examples}, but {split} has {len(rows)} rows; ask for fewer.")
-    return rows.select(np.sort(nested_order(_labels(rows), seed)[:num_examples]))
+    return rows.select(np.sort(nested_order(_labels(rows), seed, num_examples)))
 
 
 def _labels(rows: datasets.Dataset) -> np.ndarray:
@@ -212,7 +214,7 @@ def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
     return [by_class[index] for index in class_order]
 
 
-def _class_sequence(counts: list[int]) -> list[int]:
+def _class_sequence(counts: list[int]) -> Iterator[int]:
     """The class of each position: all once, then so that every prefix has its share of each class.
 
     Row r of a class with c of N rows belongs at a position in [floor(r N / c), ceil((r + 1) N / c)); taking the
@@ -220,7 +222,7 @@ def _class_sequence(counts: list[int]) -> list[int]:
     of Pfair scheduling: Baruah et al. 1996, "Proportionate progress").
     """
     total = sum(counts)
-    sequence = list(range(len(counts)))
+    yield from range(len(counts))
     waiting = [(total // count, index, 1) for index, count in enumerate(counts) if count > 1]  # (opens, class, r)
     heapq.heapify(waiting)
     open_rows: list[tuple[int, int, int]] = []  # (deadline, class, r)
@@ -229,7 +231,6 @@ def _class_sequence(counts: list[int]) -> list[int]:
             _, index, row = heapq.heappop(waiting)
             heapq.heappush(open_rows, (-(-(row + 1) * total // counts[index]), index, row))
         _, index, row = heapq.heappop(open_rows)
-        sequence.append(index)
+        yield index
         if row + 1 < counts[index]:
             heapq.heappush(waiting, ((row + 1) * total // counts[index], index, row + 1))
-    return sequence

@@ -25,6 +25,7 @@ def test_an_order_is_a_permutation_that_depends_on_the_seed_alone(seed):
     order = nested_order(labels, seed)
     assert np.array_equal(np.sort(order), np.arange(len(labels)))
     assert np.array_equal(order, nested_order(labels.tolist(), seed))
+    assert all(np.array_equal(order[:size], nested_order(labels, seed, size)) for size in (1, len(labels) // 2))
     assert len(labels) < 20 or not np.array_equal(order, nested_order(labels, seed + 1))
 
 
