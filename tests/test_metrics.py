@@ -136,13 +136,13 @@ def test_calibration_error_equals_hand_computed_value():
 
 def test_calibration_bins_include_their_upper_edge():
     probabilities = np.array([[2 / 3, 1 / 3], [0.65, 0.35]])  # 10/15 belongs to (9/15, 10/15], with 0.65
-    found = METRICS["expected_calibration_error"]()._compute(probabilities=probabilities, references=np.array([0, 1]))
+    found = METRICS["expected_calibration_error"]().compute(probabilities=probabilities, references=np.array([0, 1]))
     assert found["expected_calibration_error"] == pytest.approx(abs(1 - 2 / 3 - 0.65) / 2)
 
 
 def test_calibration_bins_are_fifteen():
     probabilities = np.array([[0.66, 0.34], [0.67, 0.33]])  # on either side of 10/15
-    found = METRICS["expected_calibration_error"]()._compute(probabilities=probabilities, references=np.array([0, 1]))
+    found = METRICS["expected_calibration_error"]().compute(probabilities=probabilities, references=np.array([0, 1]))
     assert found["expected_calibration_error"] == pytest.approx((0.34 + 0.67) / 2)
 
 

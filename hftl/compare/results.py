@@ -31,15 +31,14 @@ from hftl.cost.energy import estimate_energy
 from hftl.cost.ledger import BUCKETS
 from hftl.cost.prices import Prices, load_prices, price_cell
 from hftl.errors import UserError
-from hftl.metrics import load_metric
+from hftl.metrics import METRICS
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.records import RunRecord, read_predictions, write_atomically
 from hftl.tasks import greater_is_better, scores_of
 
 
 def _score_predictions(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    metric = load_metric(name)
-    return metric.compute(references=labels, predictions=predictions)[name]
+    return METRICS[name]().compute(references=labels, predictions=predictions)[name]
 
 
 RESULTS_FILE, TABLE_FILE = "results.json", "results.parquet"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from hftl.errors import UserError
 
@@ -237,7 +237,7 @@ def seed_interval(values: Sequence[float], alpha: float = 0.05) -> Interval:
         return Interval(mid, None, None, covers=SEEDS_ONLY)
     df = values.size - 1
     std_error = float(values.std(ddof=1)) / math.sqrt(values.size)
-    half = float(stats.t.isf(alpha / 2, df)) * std_error
+    half = float(special.stdtrit(df, 1 - alpha / 2)) * std_error
     return Interval(mid, mid - half, mid + half, std_error, float(df), SEEDS_ONLY)
 
 
@@ -298,6 +298,8 @@ def crossed_bootstrap(
 
 def mcnemar_exact(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
     """Exact two-sided p of "both models are right equally often": a sign test on rows where exactly one is right."""
+    from scipy import stats
+
     correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if correct_a.shape != correct_b.shape:
         raise UserError(f"Found {correct_a.shape} and {correct_b.shape} answers; expected the same test rows twice.")
@@ -307,6 +309,8 @@ def mcnemar_exact(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
 
 def wilson(successes: int, n: int, alpha: float = 0.05) -> Interval:
     """Wilson 1927 score interval for a proportion, e.g. one model's accuracy over new test rows."""
+    from scipy import stats  # half a second, which training need not wait for
+
     if not 0 <= successes <= n or n == 0:
         raise UserError(f"Found {successes} successes in {n} trials; expected 0 <= successes <= trials, trials > 0.")
     limits = stats.binomtest(int(successes), int(n)).proportion_ci(1 - alpha, method="wilson")
@@ -328,7 +332,7 @@ def tost(mean: float, std_error: float, df: float, margin: float) -> float:
     room = _check_margin(margin) - abs(mean)
     if std_error == 0:
         return 0.0 if room > 0 else 1.0
-    return float(stats.t.sf(room / std_error, df))
+    return float(special.stdtr(df, -room / std_error))
 
 
 def sign_flip_p(values: Sequence[float], *, draws: int = 100_000, seed: int = 0) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from scipy import stats
+from scipy import special
 from tqdm.auto import tqdm
 
 from hftl.compare.stats import crossed_interval, wilson
@@ -172,7 +172,7 @@ def _jackknife(predictor: Predictor, kept: np.ndarray, rows: datasets.Dataset) -
     places = [np.flatnonzero(group != left_out) for left_out in range(num_groups)]
     task, info = predictor.task, predictor.source.labels
     found = [task.compute_metrics(kept[place], rows.select(place), info) for place in places]
-    quantile = float(stats.t.isf(0.025, num_groups - 1))
+    quantile = float(special.stdtrit(num_groups - 1, 0.975))
     factor = quantile * math.sqrt(num_groups - 1)
     return {name: factor * float(np.std([scores[name] for scores in found])) for name in found[0]}
 

@@ -1,24 +1,27 @@
-"""Which numbers describe the predictions of a model on one split? The only importer of `evaluate`.
+"""Which numbers describe the predictions of a model on one split?
 
-Every metric is an `evaluate.Metric` class kept in this package: nothing is fetched, nothing is written to a cache.
-To add one: a class in the file of its problem type and an entry in `METRICS`; its `inputs` say for which problem
-types it is reported. Must not know: tasks, models, runs, which split it looks at.
+Every metric is a class kept in this package, and a module of `evaluate` by `load_metric`: nothing is fetched, nothing
+is written to a cache. To add one: a class in the file of its problem type and an entry in `METRICS`; its `inputs` say
+for which problem types it is reported. Must not know: tasks, models, runs, which split it looks at.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import evaluate
 import numpy as np
 from scipy.special import expit, softmax
 
 from hftl.errors import UserError, unknown_name
 from hftl.metrics import classification, language, multilabel, regression
-from hftl.metrics.base import LANGUAGE, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKEN_SUMS
+from hftl.metrics.base import LANGUAGE, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKEN_SUMS, Metric
+
+if TYPE_CHECKING:
+    import evaluate
 
 logger = logging.getLogger(__name__)
 
-METRICS: dict[str, type[evaluate.Metric]] = {
+METRICS: dict[str, type[Metric]] = {
     "accuracy": classification.Accuracy,
     "balanced_accuracy": classification.BalancedAccuracy,
     "f1_micro": multilabel.F1Micro,
@@ -65,11 +68,13 @@ BEST_METRIC: dict[str, tuple[str, bool]] = {
 """Problem type -> (the metric that selects a checkpoint by default, whether greater is better)."""
 
 
-def load_metric(name: str, label_names: Sequence[str] = ()) -> evaluate.Metric:
+def load_metric(name: str, label_names: Sequence[str] = ()) -> "evaluate.Metric":
     """The metric of that name, ready for `add_batch` and `compute(references=, predictions= or probabilities=)`."""
+    from hftl.metrics.module import Module  # half a second, which runs are spared
+
     if name not in METRICS:
         raise unknown_name("metric", name, METRICS)
-    return METRICS[name](label_names)
+    return Module(METRICS[name](label_names))
 
 
 def greater_is_better(metric_name: str) -> bool:
@@ -153,13 +158,13 @@ def compute_token_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
         raise UserError("No tokens to compute metrics on: every row is a prompt, or empty. Check the split.")
     result = {}
     for name in PROBLEM_METRICS[LANGUAGE]:
-        result.update(load_metric(name)._compute(**{column: np.asarray(sums[column]) for column in TOKEN_SUMS}))
+        result.update(METRICS[name]().compute(**{column: np.asarray(sums[column]) for column in TOKEN_SUMS}))
     return result
 
 
 def _score(names_by_problem: dict, logits, labels, problem_type: str, label_names: Sequence[str]) -> dict:
-    """The metrics of those names. Calls `_compute` of each: `compute` copies every row through Arrow (0.25 s a metric
-    for 10,000 x 45 probabilities) and gives the same."""
+    """The metrics of those names, without `evaluate`, which copies every row through Arrow (0.25 s a metric for
+    10,000 x 45 probabilities) and gives the same."""
     _check_problem_type(problem_type)
     names = names_by_problem[problem_type]
     logits, labels = np.asarray(logits), np.asarray(labels)
@@ -177,8 +182,8 @@ def _score(names_by_problem: dict, logits, labels, problem_type: str, label_name
     }
     result = {}
     for name in names:
-        metric = load_metric(name, label_names)
-        result.update(metric._compute(**{column: columns[column] for column in metric.inputs[problem_type]}))
+        metric = METRICS[name](label_names)
+        result.update(metric.compute(**{column: columns[column] for column in metric.inputs[problem_type]}))
     return result
 
 

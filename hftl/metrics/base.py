@@ -1,12 +1,12 @@
-"""What a metric of hftl is: an `evaluate.Metric` that lives in this package and touches neither network nor disk.
+"""What a metric of hftl is: a formula, the columns that it takes, and in which direction a model improves.
 
+scikit-learn and scipy.stats are imported by the formulas when the first score is computed: a training starts before.
 Must not know: any formula, any other metric, where the predictions come from.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import evaluate
 from datasets import Features, List, Value
 
 SINGLE_LABEL = "single_label_classification"
@@ -29,11 +29,8 @@ TOKEN_SUMS = Features(
 )
 
 
-class InMemoryMetric(evaluate.Metric):
-    """Base class of every metric: a subclass sets the two class attributes and writes `_compute`.
-
-    `_compute(self, **columns)` gets the columns named in `inputs`, as arrays (or as lists, through the public
-    `compute`), and returns `{its name in METRICS: value}`.
+class Metric:
+    """Base class of every metric: a subclass sets the two class attributes and writes `compute`.
 
     Args:
         label_names: the name of every class, in the order of the model's outputs. With none, the metrics that count
@@ -41,9 +38,9 @@ class InMemoryMetric(evaluate.Metric):
     """
 
     inputs: ClassVar[dict[str, Features]]
-    """Problem type -> the columns that `_compute` takes; the metric is reported for these problem types.
+    """Problem type -> the columns that `compute` takes; the metric is reported for these problem types.
 
-    Rows of lists come first: `compute` takes the first that fits, and older numpy takes an array of one for a number.
+    Rows of lists come first: `evaluate` takes the first that fits, and older numpy takes an array of one for a number.
     """
 
     greater_is_better: ClassVar[bool | None] = True
@@ -51,16 +48,12 @@ class InMemoryMetric(evaluate.Metric):
 
     def __init__(self, label_names: Sequence[str] = ()):
         self.label_names = list(label_names)
-        super().__init__(keep_in_memory=True)
 
     @property
     def labels(self) -> list[int] | None:
         """Every class index, also of classes that do not occur; None when the names are not known."""
         return list(range(len(self.label_names))) or None
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(description=self.__doc__, citation="", features=list(self.inputs.values()))
-
-    def _build_data_dir(self) -> str:
-        # evaluate 0.4.6 creates a folder in the user's cache even with keep_in_memory=True, where it is never used.
-        return ""
+    def compute(self, **columns: Any) -> dict[str, Any]:
+        """`{its name in METRICS: value}` of the columns named in `inputs`, as arrays or lists."""
+        raise NotImplementedError

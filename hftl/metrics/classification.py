@@ -4,16 +4,16 @@ Classes without an example: see each metric. Must not know: logits, models, how 
 """
 
 import numpy as np
-from sklearn import metrics as sk
-from sklearn.utils.multiclass import unique_labels
 
-from hftl.metrics.base import CLASS_PROBABILITIES, CLASSES, MULTI_HOT, MULTI_LABEL, SINGLE_LABEL, InMemoryMetric
+from hftl.metrics.base import CLASS_PROBABILITIES, CLASSES, MULTI_HOT, MULTI_LABEL, SINGLE_LABEL, Metric
 
 NUM_CALIBRATION_BINS = 15  # Guo et al. 2017, table 1
 
 
 def _precision_recall_f1(predictions, references, labels: list[int] | None, average: str | None) -> tuple:
     """scikit-learn's scores; 0 for a label that is never predicted (precision) or has no example (recall, F1)."""
+    from sklearn import metrics as sk
+
     predictions, references = np.asarray(predictions), np.asarray(references)
     if references.ndim == 2 and references.shape[1] == 1:
         # scikit-learn takes a single multi-hot column for a problem with the two classes 0 and 1; ours is class 1.
@@ -21,28 +21,32 @@ def _precision_recall_f1(predictions, references, labels: list[int] | None, aver
     return sk.precision_recall_fscore_support(references, predictions, labels=labels, average=average, zero_division=0)
 
 
-class Accuracy(InMemoryMetric):
+class Accuracy(Metric):
     """Fraction of examples whose class is predicted, in [0, 1]."""
 
     inputs = {SINGLE_LABEL: CLASSES}
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
+        from sklearn import metrics as sk
+
         return {"accuracy": float(sk.accuracy_score(references, predictions))}
 
 
-class BalancedAccuracy(InMemoryMetric):
+class BalancedAccuracy(Metric):
     """Mean recall over the classes that have an example, in [0, 1]; classes without one have no recall."""
 
     inputs = {SINGLE_LABEL: CLASSES}
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
+        from sklearn import metrics as sk
+
         # Equal to balanced_accuracy_score, without its warning when a class is predicted that has no example.
         present = np.unique(references)
         recall = sk.recall_score(references, predictions, labels=present, average="macro", zero_division=0)
         return {"balanced_accuracy": float(recall)}
 
 
-class F1Macro(InMemoryMetric):
+class F1Macro(Metric):
     """Unweighted mean of the F1 of every label, in [0, 1].
 
     The mean is over all labels of the model. A label without an example counts as 0, whatever is predicted: the
@@ -52,20 +56,20 @@ class F1Macro(InMemoryMetric):
 
     inputs = {MULTI_LABEL: MULTI_HOT, SINGLE_LABEL: CLASSES}
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
         return {"f1_macro": float(_precision_recall_f1(predictions, references, self.labels, "macro")[2])}
 
 
-class F1Weighted(InMemoryMetric):
+class F1Weighted(Metric):
     """Mean of the F1 of every class weighted by its number of examples, in [0, 1]; a class without one weighs 0."""
 
     inputs = {SINGLE_LABEL: CLASSES}
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
         return {"f1_weighted": float(_precision_recall_f1(predictions, references, self.labels, "weighted")[2])}
 
 
-class LogLoss(InMemoryMetric):
+class LogLoss(Metric):
     """Mean of -ln(probability of the true class), in nats.
 
     A probability below 2.2e-16 (float64 eps, clipped by scikit-learn) counts as that: an example costs at most 36.04.
@@ -74,12 +78,14 @@ class LogLoss(InMemoryMetric):
     inputs = {SINGLE_LABEL: CLASS_PROBABILITIES}
     greater_is_better = False
 
-    def _compute(self, probabilities, references):
+    def compute(self, probabilities, references):
+        from sklearn import metrics as sk
+
         probabilities = np.asarray(probabilities)  # [N, C]
         return {"log_loss": float(sk.log_loss(references, probabilities, labels=range(probabilities.shape[1])))}
 
 
-class ExpectedCalibrationError(InMemoryMetric):
+class ExpectedCalibrationError(Metric):
     """Mean gap between confidence and accuracy, in [0, 1], over 15 equal-width bins of the top probability.
 
     sum_m |B_m| / N * |accuracy(B_m) - mean confidence(B_m)|, where B_m holds the examples whose top probability lies
@@ -90,7 +96,7 @@ class ExpectedCalibrationError(InMemoryMetric):
     inputs = {SINGLE_LABEL: CLASS_PROBABILITIES}
     greater_is_better = False
 
-    def _compute(self, probabilities, references):
+    def compute(self, probabilities, references):
         probabilities = np.asarray(probabilities)  # [N, C]
         confidence = probabilities.max(axis=1)
         is_correct = probabilities.argmax(axis=1) == references
@@ -100,7 +106,7 @@ class ExpectedCalibrationError(InMemoryMetric):
         return {"expected_calibration_error": float(np.abs(gaps).sum() / len(confidence))}
 
 
-class PerClass(InMemoryMetric):
+class PerClass(Metric):
     """Precision, recall, F1 (in [0, 1]) and support (number of examples) of every label, by its name.
 
     Precision is 0 for a label that is never predicted; recall and F1 are 0 for a label without an example.
@@ -109,7 +115,9 @@ class PerClass(InMemoryMetric):
     inputs = {MULTI_LABEL: MULTI_HOT, SINGLE_LABEL: CLASSES}
     greater_is_better = None
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
+        from sklearn.utils.multiclass import unique_labels
+
         columns = _precision_recall_f1(predictions, references, self.labels, None)
         names = self.label_names or map(str, unique_labels(references, predictions))
         rows = zip(*(column.tolist() for column in columns), strict=True)
@@ -117,11 +125,13 @@ class PerClass(InMemoryMetric):
         return {"per_class": {name: dict(zip(keys, row, strict=True)) for name, row in zip(names, rows, strict=True)}}
 
 
-class ConfusionMatrix(InMemoryMetric):
+class ConfusionMatrix(Metric):
     """Number of examples by true class (row) and predicted class (column), in the order of the label names."""
 
     inputs = {SINGLE_LABEL: CLASSES}
     greater_is_better = None
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
+        from sklearn import metrics as sk
+
         return {"confusion_matrix": sk.confusion_matrix(references, predictions, labels=self.labels).tolist()}

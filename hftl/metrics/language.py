@@ -6,48 +6,48 @@ with different ones. Must not know: logits, models, how a text became tokens.
 
 import numpy as np
 
-from hftl.metrics.base import LANGUAGE, TOKEN_SUMS, InMemoryMetric
+from hftl.metrics.base import LANGUAGE, TOKEN_SUMS, Metric
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> float:
     return float(np.sum(total, dtype=np.float64) / np.sum(count, dtype=np.float64))
 
 
-class TokenLoss(InMemoryMetric):
+class TokenLoss(Metric):
     """Mean negative log-likelihood of a token, in nats."""
 
     inputs = {LANGUAGE: TOKEN_SUMS}
     greater_is_better = False
 
-    def _compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
+    def compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
         return {"token_loss": _ratio(negative_log_likelihood, num_tokens)}
 
 
-class Perplexity(InMemoryMetric):
+class Perplexity(Metric):
     """exp of the mean negative log-likelihood of a token; over all tokens of the split, not a mean over rows."""
 
     inputs = {LANGUAGE: TOKEN_SUMS}
     greater_is_better = False
 
-    def _compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
+    def compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
         with np.errstate(over="ignore"):
             return {"perplexity": float(np.exp(_ratio(negative_log_likelihood, num_tokens)))}
 
 
-class BitsPerByte(InMemoryMetric):
+class BitsPerByte(Metric):
     """Negative log-likelihood in bits by byte of the text (UTF-8), end token included; the same for any tokenizer."""
 
     inputs = {LANGUAGE: TOKEN_SUMS}
     greater_is_better = False
 
-    def _compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
+    def compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
         return {"bits_per_byte": _ratio(negative_log_likelihood, num_bytes) / float(np.log(2))}
 
 
-class TokenAccuracy(InMemoryMetric):
+class TokenAccuracy(Metric):
     """Fraction of tokens that are the most probable one, given the true text before them, in [0, 1]."""
 
     inputs = {LANGUAGE: TOKEN_SUMS}
 
-    def _compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
+    def compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
         return {"token_accuracy": _ratio(num_correct, num_tokens)}

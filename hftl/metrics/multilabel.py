@@ -4,21 +4,22 @@ Must not know: logits, models, the threshold that made the predictions.
 """
 
 import numpy as np
-from sklearn import metrics as sk
 
-from hftl.metrics.base import MULTI_HOT, MULTI_HOT_PROBABILITIES, MULTI_LABEL, InMemoryMetric
+from hftl.metrics.base import MULTI_HOT, MULTI_HOT_PROBABILITIES, MULTI_LABEL, Metric
 
 
-class F1Micro(InMemoryMetric):
+class F1Micro(Metric):
     """F1 of all (example, label) decisions pooled, in [0, 1]; 0 when nothing is true and nothing is predicted."""
 
     inputs = {MULTI_LABEL: MULTI_HOT}
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
+        from sklearn import metrics as sk
+
         return {"f1_micro": float(sk.f1_score(np.ravel(references), np.ravel(predictions), zero_division=0))}
 
 
-class MeanAveragePrecision(InMemoryMetric):
+class MeanAveragePrecision(Metric):
     """Mean over labels of the average precision (scikit-learn's: no interpolation), in [0, 1].
 
     A label without a positive example has no average precision and is left out; nan when no label has one.
@@ -26,7 +27,9 @@ class MeanAveragePrecision(InMemoryMetric):
 
     inputs = {MULTI_LABEL: MULTI_HOT_PROBABILITIES}
 
-    def _compute(self, probabilities, references):
+    def compute(self, probabilities, references):
+        from sklearn import metrics as sk
+
         probabilities, references = np.asarray(probabilities), np.asarray(references)  # [N, C]
         has_positive = references.any(axis=0)
         if not has_positive.any():
@@ -37,10 +40,10 @@ class MeanAveragePrecision(InMemoryMetric):
         return {"mean_average_precision": float(score)}
 
 
-class ExactMatch(InMemoryMetric):
+class ExactMatch(Metric):
     """Fraction of examples whose every label is right (subset accuracy), in [0, 1]."""
 
     inputs = {MULTI_LABEL: MULTI_HOT}
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
         return {"exact_match": float((np.asarray(predictions) == np.asarray(references)).all(axis=1).mean())}

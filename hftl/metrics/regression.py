@@ -6,10 +6,8 @@ A score that is undefined is nan, without a warning. Must not know: models, the 
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics as sk
 
-from hftl.metrics.base import REGRESSION, VALUES, InMemoryMetric
+from hftl.metrics.base import REGRESSION, VALUES, Metric
 
 
 def _correlation(statistic: Callable, predictions, references) -> float:
@@ -19,45 +17,53 @@ def _correlation(statistic: Callable, predictions, references) -> float:
     return float(statistic(predictions, references).statistic)
 
 
-class MeanSquaredError(InMemoryMetric):
+class MeanSquaredError(Metric):
     """Mean squared difference, in the squared unit of the label."""
 
     inputs = {REGRESSION: VALUES}
     greater_is_better = False
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
+        from sklearn import metrics as sk
+
         return {"mse": float(sk.mean_squared_error(references, predictions))}
 
 
-class MeanAbsoluteError(InMemoryMetric):
+class MeanAbsoluteError(Metric):
     """Mean absolute difference, in the unit of the label."""
 
     inputs = {REGRESSION: VALUES}
     greater_is_better = False
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
+        from sklearn import metrics as sk
+
         return {"mae": float(sk.mean_absolute_error(references, predictions))}
 
 
-class Pearson(InMemoryMetric):
+class Pearson(Metric):
     """Linear correlation, in [-1, 1]; nan when the predictions or the labels are constant."""
 
     inputs = {REGRESSION: VALUES}
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
+        from scipy import stats
+
         return {"pearson": _correlation(stats.pearsonr, predictions, references)}
 
 
-class Spearman(InMemoryMetric):
+class Spearman(Metric):
     """Rank correlation (ties get their mean rank), in [-1, 1]; nan when the predictions or the labels are constant."""
 
     inputs = {REGRESSION: VALUES}
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
+        from scipy import stats
+
         return {"spearman": _correlation(stats.spearmanr, predictions, references)}
 
 
-class R2(InMemoryMetric):
+class R2(Metric):
     """Coefficient of determination: 1 is perfect, 0 is the mean of the labels, no lower bound.
 
     Nan when the labels are constant, which includes a single example: they have no variance to explain.
@@ -65,7 +71,9 @@ class R2(InMemoryMetric):
 
     inputs = {REGRESSION: VALUES}
 
-    def _compute(self, predictions, references):
+    def compute(self, predictions, references):
+        from sklearn import metrics as sk
+
         if np.ptp(references) == 0:
             return {"r2": float("nan")}
         return {"r2": float(sk.r2_score(references, predictions))}

@@ -9,20 +9,21 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
-from sacrebleu.metrics import BLEU, CHRF
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
-class _Words(Tokenizer):
+class _Words:
+    """A tokenizer of `rouge_score`."""
+
     def tokenize(self, text: str) -> list[str]:
         return re.findall(r"[^\W_]+", text.lower())
 
 
 def score_rows(written: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
     """F1 of ROUGE-1, -2 and -L, and whether the texts are equal but for white space, [N] each."""
+    from rouge_score.rouge_scorer import RougeScorer
+
     scorer = RougeScorer(list(ROUGE), tokenizer=_Words())
     found = [scorer.score(reference, text) for text, reference in zip(written, references, strict=True)]
     scores = {name: np.array([row[name].fmeasure for row in found], dtype=np.float64) for name in ROUGE}
@@ -32,6 +33,8 @@ def score_rows(written: Sequence[str], references: Sequence[str]) -> dict[str, n
 
 def score_corpus(written: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """chrF2 and BLEU of all rows together."""
+    from sacrebleu.metrics import BLEU, CHRF
+
     return {
         "chrf": CHRF().corpus_score(list(written), [list(references)]).score / 100,
         "bleu": BLEU(force=True).corpus_score(list(written), [list(references)]).score / 100,

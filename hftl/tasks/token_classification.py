@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from seqeval.metrics.sequence_labeling import get_entities
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hftl.assets import resolve_model
@@ -393,11 +392,18 @@ def _has_spans(names: Iterable[str]) -> bool:
     return bool(others) and all(name[:2] in ("B-", "I-", "E-", "S-") and len(name) > 2 for name in others)
 
 
+def _read_iob(tags: list[str]) -> list[tuple[str, int, int]]:
+    """Type, first and last word of each entity."""
+    from seqeval.metrics.sequence_labeling import get_entities  # and with it scikit-learn
+
+    return get_entities(tags)
+
+
 def _find_spans(numbers: Sequence[int], info: LabelInfo) -> set[tuple[str, int, int]]:
     """Type, first and last word of each entity; without IOB every word that is not O is one."""
     tags = [info.names[number] for number in numbers]
     if _has_spans(info.names):
-        return set(get_entities(tags))
+        return set(_read_iob(tags))
     return {(tag, place, place) for place, tag in enumerate(tags) if tag != OUTSIDE}
 
 
@@ -433,7 +439,7 @@ def _describe_entities(
     labels: list[str], words: list[str], places: list[tuple[int, int]] | None, text: str | None
 ) -> list[dict[str, Any]]:
     if _has_spans(set(labels)):
-        spans = get_entities(labels)
+        spans = _read_iob(labels)
     else:
         spans = [(label, place, place) for place, label in enumerate(labels) if label != OUTSIDE]
     found = []
