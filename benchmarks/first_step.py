@@ -29,9 +29,10 @@ def import_stock() -> None:
 
 def train(words: list[str]) -> None:
     """`hftl` with these words, up to its first optimizer step."""
-    from hftl.cli import _prepare_libraries, main
+    from hftl.cli import main
+    from hftl.cli.words import prepare_libraries
 
-    _prepare_libraries()
+    prepare_libraries()
     import transformers
 
     transformers.Trainer.training_step = lambda *args, **kwargs: print_age()

@@ -257,7 +257,7 @@ def test_no_module_has_a_name_that_says_nothing():
 
 def test_only_the_command_line_prints():
     printing = {
-        name
+        _part_of(name)
         for name, tree in TREES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"

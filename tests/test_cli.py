@@ -10,6 +10,7 @@ import pytest
 
 import hftl
 from hftl import cli
+from hftl.cli.words import default_config
 from hftl.errors import OutOfResources, TrainingDiverged, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +153,7 @@ def test_the_launched_module_answers_the_words_it_is_given():
 
 
 def test_the_shipped_default_configuration_is_found():
-    assert cli.default_config("wordnet.yaml") == ROOT / "recipes" / "configs" / "wordnet.yaml"
+    assert default_config("wordnet.yaml") == ROOT / "recipes" / "configs" / "wordnet.yaml"
 
 
 def test_threads_do_not_spin_unless_the_user_says_so(monkeypatch):

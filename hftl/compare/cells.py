@@ -29,7 +29,7 @@ STAGING = "_tmp-"
 # Packages whose version may change a result.
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "scikit-learn")
 # Parts of hftl that never touch a number of a run.
-OUTSIDE_A_RUN = ("cli.py", "__main__.py", "report", "compare", "cost/prices.py", "cost/prices.yaml", "cost/energy.py")
+OUTSIDE_A_RUN = ("cli/", "__main__.py", "report", "compare", "cost/prices.py", "cost/prices.yaml", "cost/energy.py")
 
 
 @dataclasses.dataclass(frozen=True)
