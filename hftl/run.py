@@ -104,6 +104,7 @@ def run(
             audit_lengths(examples, described, args.data)
             described |= weigh_classes(args.data.class_weights, task, rows["train"], examples.labels)
         loaded = mode.load(args.model, task, load_config(args.model, task, processor, examples.labels))
+        task.adapt_network(loaded.network)
         check_tokens(loaded.network, count_tokens(processor))
         if args.training.world_size == 1 and not is_quantized(loaded.network):  # quantized ones are there already
             loaded.network.to(args.training.device)

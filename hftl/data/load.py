@@ -137,6 +137,7 @@ def _unify_columns(splits: dict[str, datasets.Dataset]) -> datasets.DatasetDict:
                 f"Columns differ: train has {', '.join(sorted(train.column_names))}; {split} has "
                 f"{', '.join(sorted(rows.column_names))}. Give all splits the same columns."
             )
+    _check_classes(splits)
     shared = {name: _widest([rows.features[name] for rows in splits.values()]) for name in train.column_names}
     unified = {}
     for split, rows in splits.items():
@@ -146,6 +147,26 @@ def _unify_columns(splits: dict[str, datasets.Dataset]) -> datasets.DatasetDict:
         except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's errors are these
             raise UserError(f"The columns of {split} do not fit the types of train ({shared}): {error}.") from error
     return datasets.DatasetDict(unified)
+
+
+def _check_classes(splits: dict[str, datasets.Dataset]) -> None:
+    """Classes inside of objects are numbers, which the cast to train's names would leave as they are."""
+    for column, feature in splits["train"].features.items():
+        known = _nested_classes(feature)
+        for split, rows in splits.items():
+            if (found := _nested_classes(rows.features[column])) != known:
+                raise UserError(
+                    f"The classes of {column} differ: train has {known}; {split} has {found}. Give all splits "
+                    "the same ones, in the same order."
+                )
+
+
+def _nested_classes(feature: object) -> list[list[str]]:
+    """The names of each ClassLabel below the top, where `datasets` compares none."""
+    inner = feature.feature if isinstance(feature, datasets.List) else feature
+    if not isinstance(inner, dict):
+        return [inner.names] if isinstance(inner, datasets.ClassLabel) and inner is not feature else []
+    return [names for member in inner.values() for names in _nested_classes(datasets.List(member))]
 
 
 def _widest(features: list) -> object:
