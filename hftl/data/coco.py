@@ -35,7 +35,7 @@ def parse_coco(path: Path) -> dict[str, list] | None:
             if not start.lstrip().startswith("{") or not any(f'"{part}"' in start for part in PARTS):
                 return None
             content = json.loads(start + file.read())
-    except (ValueError, OSError):  # rows one a line, or broken: the reader of tables says what
+    except (ValueError, OSError, RecursionError):  # rows one a line, or broken: the reader of tables says what
         return None
     is_coco = all(isinstance(content.get(part), list) for part in PARTS[:2])
     return content if is_coco else None

@@ -161,12 +161,14 @@ def _check_classes(splits: dict[str, datasets.Dataset]) -> None:
                 )
 
 
-def _nested_classes(feature: object) -> list[list[str]]:
+def _nested_classes(feature: object, *, is_inside: bool = False) -> list[list[str]]:
     """The names of each ClassLabel below the top, where `datasets` compares none."""
-    inner = feature.feature if isinstance(feature, datasets.List) else feature
-    if not isinstance(inner, dict):
-        return [inner.names] if isinstance(inner, datasets.ClassLabel) and inner is not feature else []
-    return [names for member in inner.values() for names in _nested_classes(datasets.List(member))]
+    if isinstance(feature, datasets.ClassLabel):
+        return [feature.names] if is_inside else []
+    if isinstance(feature, datasets.List):
+        return _nested_classes(feature.feature, is_inside=True)
+    members = feature.values() if isinstance(feature, dict) else ()
+    return [names for member in members for names in _nested_classes(member, is_inside=True)]
 
 
 def _widest(features: list) -> object:

@@ -116,6 +116,7 @@ class ObjectDetection(Task):
         if FAMILIES[config.model_type] is sum_sigmoid_loss:
             _check_places(config, processor.size["height"])
             config.num_denoising = 0
+            config.eval_size = config.anchor_image_size = None  # they hold for one size of images
         config.num_labels = info.num_labels
         config.id2label, config.label2id = info.id2label, info.label2id
         config.auxiliary_loss = config.model_type != "yolos"  # whose layers before the last answer nothing

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+from pathlib import Path
 
 import datasets
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from hftl.config import DataArguments
 from hftl.data.boxes import read_boxes
 from hftl.data.load import load_splits
+from hftl.data.stream import open_stream
 from hftl.errors import UserError
 
 
@@ -120,6 +122,12 @@ def test_splits_with_other_categories_are_refused(tmp_path):
     test = write(tmp_path, change("categories", 0, name="cap"), name="test.json")
     with pytest.raises(UserError, match="The classes of objects differ: train has .*'hat'.*test has .*'cap'"):
         load_splits(DataArguments(train_file=str(train), test_file=str(test)))
+
+
+def test_its_images_are_what_a_prediction_reads(tmp_path):
+    stream = open_stream(str(write(tmp_path, make_content())), DataArguments(), "image")
+    windows = list(stream.read(["image"], 1))
+    assert [Path(row["path"]).name for window in windows for row in window["image"]] == ["a.png", "b.png"]
 
 
 def test_a_table_with_a_column_of_annotations_stays_a_table(tmp_path):
