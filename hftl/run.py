@@ -81,8 +81,7 @@ def run(
 
     Raises:
         UserError: the arguments or the data are wrong; nothing was trained or written.
-        TrainingDiverged: the loss stopped being finite; `run.json` says so.
-        OutOfResources: memory or disk ran out; `run.json` says so.
+        TrainingDiverged, OutOfResources: the loss is not finite, or memory or disk ran out; `run.json` says so.
         Interrupted: a signal ended training; there is a checkpoint to go on from.
         PublishError: the run is complete in its folder, but not pushed.
     """

@@ -81,8 +81,8 @@ def _by_id(path: Path, part: str, entries: Iterable[dict[str, Any]]) -> dict[int
     keys = [entry["id"] for entry in entries]
     if not keys:
         raise UserError(f"{path} has no {part}. Check the file.")
-    if strange := [key for key in keys if type(key) is not int]:
-        raise UserError(f"{path}: the id {strange[0]!r} in {part} is no integer. Number them.")
+    if strange := [key for key in keys if type(key) is not int or key.bit_length() > 63]:
+        raise UserError(f"{path}: the id {strange[0]!r} in {part} is no integer of 64 bits. Number them.")
     if twice := [key for key, count in Counter(keys).items() if count > 1]:
         raise UserError(f"{path}: the id {twice[0]} stands {keys.count(twice[0])} times in {part}. Make it unique.")
     return dict(zip(keys, entries, strict=True))
@@ -115,11 +115,17 @@ def _collect(
                 f"are {', '.join(map(str, categories[:20]))}. Add it to categories."
             )
         if not entry.get("iscrowd"):
+            _check_box(path, entry)
             objects = found[entry["image_id"]]
             objects["id"].append(entry["id"])
             objects["bbox"].append(entry["bbox"])
             objects["category"].append(places[entry["category_id"]])
     return found
+
+
+def _check_box(path: Path, entry: dict[str, Any]) -> None:
+    if not isinstance(box := entry["bbox"], list) or any(type(value) not in (int, float) for value in box):
+        raise UserError(f"{path}: annotation {entry['id']} has the bbox {box!r}; expected [x, y, width, height].")
 
 
 def _find_files(path: Path, images: dict[int, dict[str, Any]]) -> list[str]:

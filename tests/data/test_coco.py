@@ -100,6 +100,7 @@ def change(part, place, **values):
         (change("annotations", 1, bbox=[0, 0, 4, -5]), r"row_id 1 \(image 3\): .*\(annotation 2\) has no area"),
         (change("annotations", 1, bbox=[9, 0, 33, 5]), r"\(annotation 2\) reaches out of the image of 40 x 20"),
         (change("annotations", 1, bbox=[9, 0]), r"\(annotation 2\) is not \[x, y, width, height\]"),
+        (change("annotations", 1, bbox=["a", 0, 1, 1]), r"annotation 2 has the bbox \['a', 0, 1, 1\]; expected"),
         (make_content() | {"categories": []}, "has no categories"),
         (make_content() | {"images": [{"id": 3}, {"id": 7}]}, "is not whole: 'file_name' is missing"),
         (make_content() | {"annotations": [{"id": 1, "image_id": 3}]}, "is not whole: 'category_id' is missing"),
