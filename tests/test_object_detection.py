@@ -1,6 +1,7 @@
 """Object detection: boxes are read strictly, move with the image, and are scored as COCO does."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -22,6 +23,7 @@ from hftl.hub.load_check import build_inputs, compute_logits
 from hftl.hub.push import Publication, push_run
 from hftl.inference.evaluation import evaluate
 from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spread_f1
+from hftl.models.load import build_random, load_config
 from hftl.records import CANARY_FILE
 from hftl.run import run
 from hftl.tasks.image_classification import draw_crops
@@ -263,6 +265,20 @@ def test_a_query_of_a_sigmoid_network_may_be_of_several_classes(learner):
     logits = torch.tensor([[[3.0, 2.0, 0.0], [1.0, -9.0, 0.0]]])[..., : 2 if is_sigmoid else 3]
     kept = task.reduce((logits, torch.full((1, 2, 4), 0.5)), None).reshape(-1, 6)
     assert kept[:, 0].tolist() == ([0, 1] if is_sigmoid else [0, 0])
+
+
+def test_the_recipe_builds_the_network_that_its_images_fit():
+    args = parse_args([str(Path(__file__).parents[1] / "recipes/configs/fashion-scenes-detection.yaml")])
+    task, info = ObjectDetection(), LabelInfo("object-detection", ("top", "trouser", "dress", "shoe", "bag"))
+    processor = task.load_processor(args.model.model_name_or_path, "main", args.data)
+    config = load_config(args.model, task, processor, info)
+    network = build_random(args.model, task, config).network.eval()
+    image = processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        outputs = network(image)
+    assert (image.shape, outputs.logits.shape) == ((1, 3, 96, 96), (1, 20, 5))
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) > 30 and all((norm.weight == 1).all() for norm in norms)
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def write_tiny_yolos(folder: str | Path, seed: int = 0) -> Path:
 
 
 def write_tiny_rt_detr(folder: str | Path, seed: int = 0) -> Path:
-    """An RT-DETR of one layer for images of 32 pixels, with its image processor."""
+    """An RT-DETR of three classes and two layers for images of 32 pixels, with its image processor."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     transformers.RTDetrImageProcessorPil(size=size).save_pretrained(folder)
     body = transformers.RTDetrResNetConfig(
@@ -146,6 +146,7 @@ def write_tiny_rt_detr(folder: str | Path, seed: int = 0) -> Path:
         decoder_in_channels=[16, 16, 16],
         decoder_layers=2,
         num_queries=5,
+        num_labels=3,
         initializer_range=0.1,
         **widths,
         **heads,
