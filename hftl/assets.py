@@ -21,7 +21,7 @@ PREFIX = "bundled:"
 DEMO_INSTALL = 'pip install "hftl[demo]"'
 SCENES = ("fashion-scenes",)  # made of another bundled data set when first asked for, and kept in the cache
 SCENES_VERSION = 1  # raise it when the scenes change
-CONFIGURATIONS = ("segformer-tiny", "t5-tiny")  # without weights, for --mode scratch
+CONFIGURATIONS = ("rtdetr-tiny", "segformer-tiny", "t5-tiny")  # without weights, for --mode scratch
 CONVERSION = 1  # raise it when a converter writes something else, so that older caches are left behind
 
 

@@ -81,8 +81,7 @@ def run(
 
     Raises:
         UserError: the arguments or the data are wrong; nothing was trained or written.
-        TrainingDiverged: the loss stopped being finite; `run.json` says so.
-        OutOfResources: memory or disk ran out; `run.json` says so.
+        TrainingDiverged, OutOfResources: the loss is not finite, or memory or disk ran out; `run.json` says so.
         Interrupted: a signal ended training; there is a checkpoint to go on from.
         PublishError: the run is complete in its folder, but not pushed.
     """
@@ -104,6 +103,7 @@ def run(
             audit_lengths(examples, described, args.data)
             described |= weigh_classes(args.data.class_weights, task, rows["train"], examples.labels)
         loaded = mode.load(args.model, task, load_config(args.model, task, processor, examples.labels))
+        task.adapt_network(loaded.network)
         check_tokens(loaded.network, count_tokens(processor))
         if args.training.world_size == 1 and not is_quantized(loaded.network):  # quantized ones are there already
             loaded.network.to(args.training.device)

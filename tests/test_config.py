@@ -316,7 +316,7 @@ def test_a_flag_overrides_the_config_yaml_of_an_earlier_run(tmp_path):
 
 
 def test_every_shipped_configuration_parses_and_names_its_data_and_model():
-    assert len(CONFIGS) == 7
+    assert len(CONFIGS) == 8
     for path in CONFIGS:
         args = parse_args([str(path)])
         assert args.data.dataset and args.model.model_name_or_path, path

@@ -131,6 +131,29 @@ def write_tiny_yolos(folder: str | Path, seed: int = 0) -> Path:
     return _write(transformers.YolosForObjectDetection, config, folder, seed)
 
 
+def write_tiny_rt_detr(folder: str | Path, seed: int = 0) -> Path:
+    """An RT-DETR of three classes and two layers for images of 32 pixels, with its image processor."""
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    transformers.RTDetrImageProcessorPil(size=size).save_pretrained(folder)
+    body = transformers.RTDetrResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic", out_indices=[2, 3, 4]
+    )
+    widths = dict.fromkeys(("encoder_hidden_dim", "d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 16)
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = transformers.RTDetrConfig(
+        backbone_config=body,
+        encoder_in_channels=[8, 16, 16],
+        decoder_in_channels=[16, 16, 16],
+        decoder_layers=2,
+        num_queries=5,
+        num_labels=3,
+        initializer_range=0.1,
+        **widths,
+        **heads,
+    )
+    return _write(transformers.RTDetrForObjectDetection, config, folder, seed)
+
+
 def write_tiny_upernet(folder: str | Path, seed: int = 0) -> Path:
     """A UPerNet over a ResNet of four stages for images of 32 pixels, with its image processor."""
     _write_mask_processor(folder)

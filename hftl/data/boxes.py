@@ -5,6 +5,7 @@ and `classes` (numbers). Must not know networks or sizes that they read.
 """
 
 import logging
+from itertools import chain, repeat
 from typing import Any
 
 import datasets
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BOXES = 100  # of an image, as COCO counts them
 OBJECT_NAMES = ("objects", "annotations")
+IMAGE_ID = "image_id"
 CLASS_NAMES = ("category", "categories", "label", "labels", "category_id")
 TOLERANCE = 1.0  # pixels that a box may reach over the border, which rounding explains
 LAYOUT = "{bbox: [[x, y, width, height], ...], category: [...]}"
@@ -62,14 +64,16 @@ def read_rows(rows: datasets.Dataset, split: str, names: tuple[str, ...], args: 
     declared = _declared_names(rows.features[column], key)
     rows = rows.with_format(None).cast_column(image, datasets.Image(decode=False))
     boxes, classes, good = [], [], []
-    for row_id, row in enumerate(rows.select_columns([image, column])):
+    wanted = [name for name in (image, column, IMAGE_ID) if name in rows.column_names]
+    for row_id, row in enumerate(rows.select_columns(wanted)):
         found, labels = _fields(row[column], key)
         labels = [_name_class(label, declared) for label in labels]
-        fault = _find_fault(found, labels, upright_size(row[image]), names)
+        fault = _find_fault(found, labels, _name_boxes(row[column], found), upright_size(row[image]), names)
+        place = f"row_id {row_id}" + (f" (image {row[IMAGE_ID]})" if IMAGE_ID in row else "")
         if fault and args.on_bad_rows == "error":
-            raise UserError(f"{split}, row_id {row_id}: {fault}")
+            raise UserError(f"{split}, {place}: {fault}")
         if fault:
-            logger.warning("Dropped: row_id %d of %s: %s", row_id, split, fault)
+            logger.warning("Dropped: %s of %s: %s", place, split, fault)
         else:
             good.append(row_id)
         boxes.append([] if fault else found)
@@ -130,21 +134,30 @@ def _fields(objects: Any, key: str) -> tuple[list, list]:
     return [item["bbox"] for item in objects], [item[key] for item in objects]
 
 
-def _find_fault(boxes: list, labels: list, size: tuple[int, int] | None, names: tuple[str, ...]) -> str | None:
+def _name_boxes(objects: Any, boxes: list) -> list[str]:
+    """What messages call each box: itself, and its id where it has one."""
+    ids = objects.get("id") if isinstance(objects, dict) else [item.get("id") for item in objects or ()]
+    keys = chain(ids or (), repeat(None))
+    return [str(box) if key is None else f"{box} (annotation {key})" for key, box in zip(keys, boxes, strict=False)]
+
+
+def _find_fault(
+    boxes: list, labels: list, box_names: list[str], size: tuple[int, int] | None, names: tuple[str, ...]
+) -> str | None:
     if len(boxes) != len(labels):
         return f"it has {len(boxes)} boxes and {len(labels)} classes; give a class for each box."
     if len(boxes) > MAX_BOXES:
         return f"it has {len(boxes)} boxes; at most {MAX_BOXES} are learnt. Cut the image into parts."
-    for box, label in zip(boxes, labels, strict=True):
+    for box, label, name in zip(boxes, labels, box_names, strict=True):
         if label not in names:
-            return f"its box {box} has the class {label!r}, which train does not have: {', '.join(names)}."
+            return f"its box {name} has the class {label!r}, which train does not have: {', '.join(names)}."
         if box is None or len(box) != 4 or not np.isfinite(np.asarray(box, float)).all():
-            return f"its box {box} is not [x, y, width, height] in pixels. Correct it."
+            return f"its box {name} is not [x, y, width, height] in pixels. Correct it."
         if box[2] <= 0 or box[3] <= 0:
-            return f"its box {box} has no area; expected [x, y, width, height] in pixels. Correct or remove it."
+            return f"its box {name} has no area; expected [x, y, width, height] in pixels. Correct or remove it."
         if size is not None and _reaches_out(box, size):
             return (
-                f"its box {box} reaches out of the image of {size[0]} x {size[1]} pixels; expected [x, y, width, "
+                f"its box {name} reaches out of the image of {size[0]} x {size[1]} pixels; expected [x, y, width, "
                 "height], not corners. Correct it."
             )
     return None

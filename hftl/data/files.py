@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from hftl.data import conll, spans
+from hftl.data import coco, conll, spans
 from hftl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ UNREADABLE = (
 IMAGE_PATH_NAMES = ("image", "img", "image_path", "image_file", "file_name", "filename", "file_path", "path", "file")
 PAIRED_FOLDERS = ("images", "masks")
 MASK_NAMES = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask")
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "_annotations.coco.json")
 
 MAX_DEPTH = 100
 _NULL_ROW = re.compile(rb"^\s*null\b", re.MULTILINE)
@@ -165,6 +165,8 @@ def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
         _check_json(path)
     if ending(path) == ".json" and spans.is_squad(path):
         return spans.read_squad(path)
+    if ending(path) == ".json" and (content := coco.parse_coco(path)) is not None:
+        return coco.read_coco(path, content)
     try:
         table = _parse_csv(path, text_columns) if TABLE_FORMATS[ending(path)] == "csv" else _parse(path)
         table.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8

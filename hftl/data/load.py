@@ -137,6 +137,7 @@ def _unify_columns(splits: dict[str, datasets.Dataset]) -> datasets.DatasetDict:
                 f"Columns differ: train has {', '.join(sorted(train.column_names))}; {split} has "
                 f"{', '.join(sorted(rows.column_names))}. Give all splits the same columns."
             )
+    _check_classes(splits)
     shared = {name: _widest([rows.features[name] for rows in splits.values()]) for name in train.column_names}
     unified = {}
     for split, rows in splits.items():
@@ -146,6 +147,28 @@ def _unify_columns(splits: dict[str, datasets.Dataset]) -> datasets.DatasetDict:
         except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's errors are these
             raise UserError(f"The columns of {split} do not fit the types of train ({shared}): {error}.") from error
     return datasets.DatasetDict(unified)
+
+
+def _check_classes(splits: dict[str, datasets.Dataset]) -> None:
+    """Classes inside of objects are numbers, which the cast to train's names would leave as they are."""
+    for column, feature in splits["train"].features.items():
+        known = _nested_classes(feature)
+        for split, rows in splits.items():
+            if (found := _nested_classes(rows.features[column])) != known:
+                raise UserError(
+                    f"The classes of {column} differ: train has {known}; {split} has {found}. Give all splits "
+                    "the same ones, in the same order."
+                )
+
+
+def _nested_classes(feature: object, *, is_inside: bool = False) -> list[list[str]]:
+    """The names of each ClassLabel below the top, where `datasets` compares none."""
+    if isinstance(feature, datasets.ClassLabel):
+        return [feature.names] if is_inside else []
+    if isinstance(feature, datasets.List):
+        return _nested_classes(feature.feature, is_inside=True)
+    members = feature.values() if isinstance(feature, dict) else ()
+    return [names for member in members for names in _nested_classes(member, is_inside=True)]
 
 
 def _widest(features: list) -> object:

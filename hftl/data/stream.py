@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hftl.data import conll, files
+from hftl.data import coco, conll, files
 from hftl.data.load import load_splits
 from hftl.errors import UserError, unknown_name
 
@@ -141,6 +141,8 @@ def _stream_file(path: Path, modality: str) -> Stream:
     kind = files.TABLE_FORMATS.get(files.ending(path))
     if kind == "parquet":
         return _stream_parquet(path)
+    if modality == "image" and files.ending(path) == ".json" and (content := coco.parse_coco(path)) is not None:
+        return _stream_rows(coco.read_coco(path, content).cast_column("image", datasets.Image(decode=False)))
     if kind:
         read = _read_csv if kind == "csv" else _read_json
         return _with_first_window(path, lambda size: _explained(read(path, size), path))

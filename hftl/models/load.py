@@ -225,7 +225,7 @@ def body_prefix(network: PreTrainedModel) -> str:
 def _refuse_a_new_body(network: PreTrainedModel, new: frozenset[str], mismatched: set[str], name: str) -> None:
     prefix = body_prefix(network)
     body = [key for key, _ in network.named_parameters() if key.startswith(prefix)]
-    reshaped = sorted(key for key in mismatched if key.startswith(prefix))
+    reshaped = sorted(key for key in mismatched if key.startswith(prefix) and not _is_of_classes(network, key))
     if reshaped:
         raise UserError(
             f"{name}: the checkpoint's {reshaped[0]} has another shape here, so it would start at random. "
@@ -239,3 +239,9 @@ def _refuse_a_new_body(network: PreTrainedModel, new: frozenset[str], mismatched
         )
     if missing:
         logger.warning("%s: not in the checkpoint, so starting at random: %s", name, ", ".join(missing[:6]))
+
+
+def _is_of_classes(network: PreTrainedModel, key: str) -> bool:
+    """Whether it belongs to a layer with an output for each class: detectors have such heads inside of their body."""
+    module = network.get_submodule(key.rpartition(".")[0])
+    return isinstance(module, nn.Linear) and module.out_features == network.config.num_labels

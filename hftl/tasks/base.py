@@ -181,6 +181,9 @@ class Task(ABC):
     def adjust_config(self, config: Any, processor: Any, info: Any) -> None:  # noqa: B027 - optional
         """Changes that the processor and the labels ask of the model configuration."""
 
+    def adapt_network(self, network: torch.nn.Module) -> None:  # noqa: B027 - optional
+        """Let the output of a network that is to be trained carry what `sum_loss` needs and its class leaves out."""
+
     @abstractmethod
     def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:
         """The loss summed over every label that is not -100; the trainer divides by their number.

@@ -1,8 +1,6 @@
-"""Object detection: boxes with classes, by networks that answer with a fixed set of them (DETR, YOLOS).
+"""Object detection: boxes with classes, by networks that answer with a fixed set of them (RT-DETR, DETR, YOLOS).
 
-Images are brought to a square; boxes are shares of it. The loss is transformers' own (Hungarian matching,
-cross-entropy, L1 and generalized IoU), of each image alone, and their mean. So it is the same for any division of a
-step into micro-batches, which the stock one is not: it divides by the boxes and class weights of a micro-batch.
+Images are brought to a square; boxes are shares of it. What is lost is told by `box_losses`.
 """
 
 from typing import Any
@@ -12,14 +10,14 @@ import numpy as np
 import torch
 import transformers
 from transformers import AutoImageProcessor
-from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
 from hftl.assets import resolve_model
 from hftl.data.boxes import MAX_BOXES, choose_picture, read_boxes, read_rows
-from hftl.data.labels import LabelInfo
+from hftl.data.labels import IGNORED, LabelInfo
 from hftl.errors import UserError
 from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spread_f1
 from hftl.tasks.base import Score, Task, explained_loading, map_cached
+from hftl.tasks.box_losses import FAMILIES, expose_layers, sum_sigmoid_loss
 from hftl.tasks.image_classification import (
     CROPS,
     ImageCollator,
@@ -31,8 +29,7 @@ from hftl.tasks.image_classification import (
     sample_crops,
 )
 
-FAMILIES = ("detr", "yolos")  # whose loss is `ForObjectDetectionLoss`, of transformers 5.23
-NO_BOX = -1.0  # in labels, where an image has less than MAX_BOXES. Not -100: the trainer divides by what is not -100
+NO_BOX = -1.0  # class of the one label that an image without boxes has: it counts, and is no box
 SMALLEST_PART = 0.25  # of a box's area that a crop must leave for it to be still learnt
 SNIPPET = """image = Image.open("photo.png").convert("RGB")
 with torch.no_grad():
@@ -113,41 +110,46 @@ class ObjectDetection(Task):
     def adjust_config(self, config: Any, processor: Any, info: LabelInfo) -> None:
         if config.model_type not in FAMILIES:
             raise UserError(
-                f"--task {self.name} trains networks of the families {' and '.join(FAMILIES)}, and this one is "
-                f"{config.model_type}. Name another --model_name_or_path, such as hustvl/yolos-tiny."
+                f"--task {self.name} trains networks of the families {', '.join(FAMILIES)}, and this one is "
+                f"{config.model_type}. Name another --model_name_or_path."
             )
+        if FAMILIES[config.model_type] is sum_sigmoid_loss:
+            _check_places(config, processor.size["height"])
+            config.num_denoising = 0
+            config.eval_size = config.anchor_image_size = None  # they hold for one size of images
         config.num_labels = info.num_labels
         config.id2label, config.label2id = info.id2label, info.label2id
-        config.auxiliary_loss = False  # the outputs of the layers before are not among ours: they would not be learnt
+        config.auxiliary_loss = config.model_type != "yolos"  # whose layers before the last answer nothing
         self.config = config
+
+    def adapt_network(self, network: torch.nn.Module) -> None:
+        expose_layers(network)
 
     def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:
         if smoothing:
             raise UserError(f"--task {self.name} has no label smoothing. Leave --label_smoothing_factor out.")
-        config = self.config
-        matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
-        criterion = ImageLoss(matcher, config.num_labels, config.eos_coefficient, ["labels", "boxes"])
-        criterion.to(labels.device)
-        weights = {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
-        total = outputs["logits"].new_zeros(())
-        for logits, boxes, truth in zip(outputs["logits"], outputs["pred_boxes"], labels, strict=True):
-            answer = {"logits": logits[None], "pred_boxes": boxes[None]}
-            truth = truth[truth[:, 0] != NO_BOX]
-            targets = [{"class_labels": truth[:, 0].long(), "boxes": truth[:, 1:]}]
-            indices = matcher(answer, targets)
-            for part in criterion.losses:
-                found = criterion.get_loss(part, answer, targets, indices, max(len(truth), 1))
-                total = total + sum(weights.get(name, 1) * v for name, v in found.items() if name != "class_error")
-        return total * labels[0].numel()  # an image counts as many labels, all of them not -100
+        truths = [rows[rows[:, 0] >= 0] for rows in labels]
+        targets = [{"class_labels": truth[:, 0].long(), "boxes": truth[:, 1:]} for truth in truths]
+        loss = FAMILIES[self.config.model_type](outputs, targets, self.config)
+        return loss * labels.shape[-1]  # the numbers of a box, each of which the trainer counts
 
     def reduce(self, logits: torch.Tensor | tuple, labels: torch.Tensor | None) -> torch.Tensor:
         """Class, score and corners of the `MAX_BOXES` most probable boxes, [B, K * 6]."""
-        probabilities, boxes = logits[0].float().softmax(-1)[..., :-1], logits[1].float()
-        scores, classes = probabilities.max(-1)
+        scores, boxes = self._score_classes(logits[0].float()), logits[1].float()  # [B, Q, C], [B, Q, 4]
         corners = torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1)
-        found = torch.cat([classes[..., None], scores[..., None], corners.clamp(0, 1)], -1)  # [B, Q, 6]
-        order = scores.argsort(dim=-1, descending=True, stable=True)[:, :MAX_BOXES]
-        return found.gather(1, order[..., None].expand(-1, -1, 6)).flatten(1)
+        count, num_classes = min(scores.shape[1], MAX_BOXES), scores.shape[2]
+        order = scores.flatten(1).argsort(dim=-1, descending=True, stable=True)[:, :count]  # [B, K]
+        places = (order // num_classes)[..., None].expand(-1, -1, 4)
+        best = scores.flatten(1).gather(1, order)
+        found = [(order % num_classes)[..., None], best[..., None], corners.clamp(0, 1).gather(1, places)]
+        return torch.cat(found, -1).flatten(1)
+
+    def _score_classes(self, logits: torch.Tensor) -> torch.Tensor:
+        """What post-processing of the family makes of logits: scores [B, Q, C]."""
+        if FAMILIES[self.config.model_type] is sum_sigmoid_loss:
+            return logits.sigmoid()  # a query may be of several classes
+        scores = logits.softmax(-1)[..., :-1]  # the last is no object
+        return scores.where(scores == scores.amax(-1, keepdim=True), -1.0)
 
     def compute_metrics(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, float]:
         report = self.compute_report(kept, rows, info)
@@ -183,7 +185,7 @@ class BoxCollator(ImageCollator):
 
     Returns:
         `pixel_values` float32 [B, 3, H, W]; `labels` float32 [B, MAX_BOXES, 5] when the rows have boxes: class, middle
-        and size as shares of the image, and `NO_BOX` where there is none.
+        and size as shares of the image; `NO_BOX` in the first place of an image that has none.
     """
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -198,7 +200,8 @@ class BoxCollator(ImageCollator):
             moved = [move_boxes(part, one) for part, one in zip(boxes, grid, strict=True)]
             classes = [part[kept] for part, (_, kept) in zip(classes, moved, strict=True)]
             boxes = [part[kept] for part, kept in moved]
-        labels = torch.full((len(rows), MAX_BOXES, 5), NO_BOX)
+        labels = torch.full((len(rows), MAX_BOXES, 5), float(IGNORED))
+        labels[:, 0] = NO_BOX
         for place, corners, numbers in zip(labels, boxes, classes, strict=True):
             middle, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
             place[: len(corners)] = torch.cat([numbers[:, None], middle, size], 1)
@@ -221,6 +224,26 @@ def move_boxes(corners: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor,
     whole = (moved[:, 2:] - moved[:, :2]).prod(1)
     moved = moved.clamp(0, 1)
     return moved, (moved[:, 2:] - moved[:, :2]).prod(1) >= SMALLEST_PART * whole
+
+
+def _check_places(config: Any, side: int) -> None:
+    """A network that chooses its queries among the places of its feature maps needs whole maps, and enough of them."""
+    step = max(config.feat_strides)
+    if side % step:
+        raise UserError(
+            f"The images would have {side} pixels a side, and the network halves them down to 1 in {step}. Give "
+            f"--image_size {max(round(side / step), 1) * step} or another multiple of {step}."
+        )
+    if (places := _count_places(config, side)) < config.num_queries:
+        needed = next(n for n in range(side, 100 * side, step) if _count_places(config, n) >= config.num_queries)
+        raise UserError(
+            f"Images of {side} pixels give the network {places} places, of which it chooses {config.num_queries}. "
+            f"Give --image_size {needed} or more."
+        )
+
+
+def _count_places(config: Any, side: int) -> int:
+    return sum((side // stride) ** 2 for stride in config.feat_strides)
 
 
 def _to_shares(boxes: list, size: tuple[int, int]) -> np.ndarray:
