@@ -63,12 +63,12 @@ def run_image_script(folder: Path, photos: Path, model: str, flags: str) -> Fini
     return _run("run_image_classification.py", folder, words, flags)
 
 
-def write_script_processor(folder: Path, model: str) -> Path:
+def write_script_processor(folder: Path, model: str | Path) -> Path:
     """The checkpoint's processor for pixels from 0 to 1: of its normalization the script reads mean and spread."""
     settings = json.loads((Path(model) / "preprocessor_config.json").read_text())
     factor = 255 * settings["rescale_factor"]
     settings |= {name: [value / factor for value in settings[name]] for name in ("image_mean", "image_std")}
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"rescale_factor": 1 / 255}))
     return folder.resolve()
 
