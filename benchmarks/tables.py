@@ -286,7 +286,7 @@ SPEED = {
     "text-defaults": "MiniLM full, 2,000 texts once, whole process, against the public script with its defaults",
     "text-dynamic": "the same against the script with dynamic padding and batches of 32",
     "plain-text": "the same against a plain PyTorch loop (SGD, padded to 128, batches of 32)",
-    "image-defaults": "EfficientNet-Lite0 full, 224 px, 1,000 JPEGs once, against the public image script with its defaults",
+    "image-defaults": "EfficientNet-Lite0 full, 224 px, 1,000 JPEGs once, against the public script with its defaults",
     "image-rate": "the same against that script with batches of 32 and a rate of 1e-3, as ours has",
     "plain-image": "EfficientNet-Lite0 full, 224 px, 400 JPEGs once, whole process, against a plain PyTorch loop",
     "text-target": "seconds to .55 test accuracy, 1,000 labels, against that script at its best rate",
