@@ -13,7 +13,11 @@ from benchmarks.public_scripts import write_script_processor
 def test_the_script_normalizes_pixels_as_the_checkpoint_does(tmp_path):
     """It computes (pixel / 255 - mean) / spread, whatever the factor of the checkpoint's processor is."""
     processor = EfficientNetImageProcessorPil(
-        size={"height": 8, "width": 8}, rescale_factor=1 / 128, image_mean=[127 / 128] * 3, image_std=[1.0] * 3
+        size={"height": 8, "width": 8},
+        rescale_factor=1 / 128,
+        image_mean=[127 / 128] * 3,
+        image_std=[1.0] * 3,
+        include_top=False,
     )
     processor.save_pretrained(tmp_path / "model")
     folder = write_script_processor(tmp_path / "script", tmp_path / "model")
