@@ -3,9 +3,10 @@
 They are no part of this project. `HFTL_PUBLIC_SCRIPTS` names the folder with `run_classification.py` and
 `run_image_classification.py` of transformers/examples/pytorch. Both ask the Hub for the metric `accuracy`; without a
 network they find the same formula in the folder that they run in. The one for images needs torchvision of the same
-release as torch: `pip install torch==2.13.0 torchvision==0.28.0`, from an index without CPU builds several GB.
+release as torch (docs/performance.md).
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -55,7 +56,12 @@ def run_image_script(folder: Path, photos: Path, model: str, flags: str) -> Fini
 
     A head of another size is not loaded unless it is told to, and without the second flag, as its own README says,
     Trainer takes the images away.
+
+    Raises:
+        FileNotFoundError: torchvision, which the script imports, is not installed.
     """
+    if importlib.util.find_spec("torchvision") is None:
+        raise FileNotFoundError("run_image_classification.py needs torchvision: docs/performance.md says how.")
     files = ["--train_dir", str(photos / "train"), "--validation_dir", str(photos / "test")]
     needed = ["--ignore_mismatched_sizes", "true", "--remove_unused_columns", "false"]
     words = [*files, *needed, "--model_name_or_path", model]

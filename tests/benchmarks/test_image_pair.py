@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 from transformers import EfficientNetImageProcessorPil
 
 from benchmarks import photo_data
-from benchmarks.public_scripts import write_script_processor
+from benchmarks.public_scripts import run_image_script, write_script_processor
 
 
 def test_the_script_normalizes_pixels_as_the_checkpoint_does(tmp_path):
@@ -37,3 +38,9 @@ def test_photos_have_a_validation_split_of_their_own(tmp_path):
     assert counts == {"train": 20, "validation": 100, "test": 10}
     assert len(list((folder / "validation").iterdir())) == 10
     assert Image.open(next((folder / "train").glob("*/*.jpg"))).size == (256, 256)
+
+
+def test_without_torchvision_the_script_is_not_started(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="needs torchvision"):
+        run_image_script(tmp_path, tmp_path, "model", "")
