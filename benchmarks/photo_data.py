@@ -7,9 +7,12 @@ import datasets
 from hftl.assets import resolve_dataset
 
 
-def write_photos(folder: Path, num_train: int = 400, num_test: int = 200) -> None:
-    """`train/` and `test/`, each the first rows of its split."""
-    for split, count in (("train", num_train), ("test", num_test)):
+def write_photos(folder: Path, num_train: int = 400, num_test: int = 200) -> Path:
+    """`train/`, `validation/` (100 images) and `test/`, each the first rows of its split; returns `folder`.
+
+    Without a validation split ours would hold one out of train, and train on fewer images than the other side.
+    """
+    for split, count in (("train", num_train), ("validation", 100), ("test", num_test)):
         path = resolve_dataset("bundled:fashion-mnist")[split]
         rows = datasets.load_dataset("parquet", data_files={split: path}, split=split).select(range(count))
         names = rows.features["label"].names
@@ -17,3 +20,4 @@ def write_photos(folder: Path, num_train: int = 400, num_test: int = 200) -> Non
             target = folder / split / names[row["label"]].replace("/", "-")
             target.mkdir(parents=True, exist_ok=True)
             row["image"].convert("RGB").resize((256, 256)).save(target / f"{index}.jpg", quality=90)
+    return folder

@@ -2,9 +2,11 @@
 
 They are no part of this project. `HFTL_PUBLIC_SCRIPTS` names the folder with `run_classification.py` and
 `run_image_classification.py` of transformers/examples/pytorch. Both ask the Hub for the metric `accuracy`; without a
-network they find the same formula in the folder that they run in.
+network they find the same formula in the folder that they run in. The one for images needs torchvision of the same
+release as torch (docs/performance.md).
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -26,7 +28,7 @@ class Accuracy(evaluate.Metric):
     def _compute(self, predictions, references):
         return {"accuracy": float(np.mean(np.equal(predictions, references)))}
 """
-ALWAYS = "--do_train --do_eval --save_strategy no --report_to none --disable_tqdm true --overwrite_cache true"
+ALWAYS = "--do_train --do_eval --save_strategy no --report_to none --disable_tqdm true"
 
 
 def find_script(name: str) -> Path:
@@ -45,7 +47,36 @@ def run_text_script(folder: Path, data: dict[str, Path], model: str, flags: str)
     """`run_classification.py` on csv files with `text` and a number as `label`; evaluated on the test rows."""
     files = ["--train_file", str(data["train"]), "--validation_file", str(data["test"])]
     columns = ["--text_column_names", "text", "--label_column_name", "label", "--remove_columns", "name"]
+    columns += ["--overwrite_cache", "true"]
     return _run("run_classification.py", folder, [*files, *columns, "--model_name_or_path", model], flags)
+
+
+def run_image_script(folder: Path, photos: Path, model: str, flags: str) -> Finished:
+    """`run_image_classification.py` on a folder with a subfolder for each class; evaluated on the test images.
+
+    A head of another size is not loaded unless it is told to, and without the second flag, as its own README says,
+    Trainer takes the images away.
+
+    Raises:
+        FileNotFoundError: torchvision, which the script imports, is not installed.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        raise FileNotFoundError("run_image_classification.py needs torchvision: docs/performance.md says how.")
+    files = ["--train_dir", str(photos / "train"), "--validation_dir", str(photos / "test")]
+    needed = ["--ignore_mismatched_sizes", "true", "--remove_unused_columns", "false"]
+    words = [*files, *needed, "--model_name_or_path", model]
+    words += ["--image_processor_name", str(write_script_processor(folder / "processor", model))]
+    return _run("run_image_classification.py", folder, words, flags)
+
+
+def write_script_processor(folder: Path, model: str | Path) -> Path:
+    """The checkpoint's processor for pixels from 0 to 1: of its normalization the script reads mean and spread."""
+    settings = json.loads((Path(model) / "preprocessor_config.json").read_text())
+    factor = 255 * settings["rescale_factor"]
+    settings |= {name: [value / factor for value in settings[name]] for name in ("image_mean", "image_std")}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"rescale_factor": 1 / 255}))
+    return folder.resolve()
 
 
 def read_accuracy(folder: Path) -> float:

@@ -36,6 +36,7 @@ from hftl.cost.ledger import Ledger
 from hftl.data.labels import IGNORED
 from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
 from hftl.errors import TrainingDiverged, UserError
+from hftl.precision import computing_in
 from hftl.records import redact
 from hftl.resuming.checkpoints import clean, commit, find_damage, rotate, staging_folder
 from hftl.resuming.progress import STATE_FILE, Progress, has_ended, read_state
@@ -312,7 +313,7 @@ class FineTuningTrainer(Trainer):
         """The stock one; on a CPU that gains by it, training computes products in fewer bits."""
         if self.autocast is None or not self.model.training:
             return super().compute_loss_context_manager()
-        return torch.autocast(self.args.device.type, self.autocast)
+        return computing_in(self.args.device.type, self.autocast)
 
     def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
         """One micro-batch; the first one is also counted in FLOPs."""

@@ -5,7 +5,7 @@ import torch
 
 from hftl import precision
 from hftl.config import parse_args
-from hftl.precision import choose_autocast, describe_precision
+from hftl.precision import choose_autocast, computing_in, describe_precision
 from tests.networks import build_network
 from tests.test_trainer import build_rows, build_trainer
 
@@ -39,6 +39,32 @@ def test_what_does_not_gain_stays_in_float32(choose, how):
     assert choose(**how) is None
 
 
+def test_wide_convolutions_gain_where_images_are_classified(choose, monkeypatch):
+    monkeypatch.setattr(precision, "MIN_WIDTH", 16)
+    task = ("--task", "image-classification")
+    assert choose(*task, name="resnet") is torch.bfloat16
+    assert choose(name="resnet") is None
+    assert choose(*task, "--activation_checkpointing", "true", name="resnet") is None
+    assert choose(*task, "--torch_compile", "true", name="resnet") is None
+    monkeypatch.setattr(precision, "MIN_WIDTH", 17)
+    assert choose(*task, name="resnet") is None
+
+
+def test_depthwise_convolutions_are_computed_and_differentiated_in_float32():
+    inputs = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    depthwise, plain = torch.nn.Conv2d(8, 8, 3, groups=8), torch.nn.Conv2d(8, 8, 1, groups=2)
+    with computing_in("cpu", torch.bfloat16):
+        found = depthwise(inputs)
+        assert plain(inputs).dtype == torch.conv2d(input=inputs, weight=plain.weight, groups=2).dtype == torch.bfloat16
+        assert depthwise(inputs.bfloat16()).dtype == torch.float32
+    wanted = depthwise(inputs)
+    assert torch.equal(found, wanted)
+    for output in (found, wanted):
+        output.square().sum().backward()
+    assert depthwise.weight.grad.dtype == inputs.grad.dtype == torch.float32
+    assert plain(inputs).dtype == torch.float32
+
+
 @pytest.mark.parametrize("flags", [("--bf16", "false"), ("--bf16", "true"), ("--fp16", "false")])
 def test_the_user_can_choose(choose, flags):
     assert choose(*flags) is None
@@ -69,3 +95,17 @@ def test_training_multiplies_in_bfloat16_and_everything_else_is_float32(tmp_path
     assert {p.grad.dtype for p in network.parameters() if p.grad is not None} <= {torch.float32}
     assert all(loss.dtype == torch.float32 for loss in trainer.loss.parts) and kept.dtype == "float32"
     assert describe_precision(trainer.args, trainer.autocast) == "bfloat16 autocast, evaluation float32"
+
+
+def test_convolutions_are_trained_so_and_evaluated_in_float32(tmp_path):
+    network, seen = build_network("efficientnet"), {True: [], False: []}
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda m, _, output: seen[m.training].append((m.groups > 1, output.dtype)))
+    rows = build_rows("efficientnet")
+    trainer = build_trainer(tmp_path, "efficientnet", network, rows, autocast=torch.bfloat16, max_steps=1)
+    trainer.train()
+    trainer.predict_rows(rows)
+    assert set(seen[True]) == {(True, torch.float32), (False, torch.bfloat16)}
+    assert set(seen[False]) == {(True, torch.float32), (False, torch.float32)}
+    assert {p.grad.dtype for p in network.parameters() if p.grad is not None} <= {torch.float32}

@@ -154,6 +154,7 @@ def _plan(args: Arguments, model: Any, network: torch.nn.Module, gpu: str | None
         is_trained=is_trained,
         is_checkpointed=args.training.gradient_checkpointing,
         is_quantized=is_quantized,
+        is_on_gpu=gpu is not None,
     )
 
 

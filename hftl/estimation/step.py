@@ -21,6 +21,7 @@ from hftl.estimation.live_memory import LiveMemory
 from hftl.models.head import head_modules
 from hftl.models.load import apply_overrides, build_empty, read_config
 from hftl.models.modes import find_mode
+from hftl.precision import computing_in
 from hftl.tasks.base import Task
 
 GRADIENT_BYTES = 4  # of a trained weight: they are float32, and so are their gradients
@@ -84,6 +85,7 @@ class Plan:
         is_trained: whether there is a backward pass; a probe has none.
         is_checkpointed: whether layers are computed again in the backward pass.
         is_quantized: whether the frozen linear layers are in nf4.
+        is_on_gpu: where depthwise convolutions gain by fewer bits as others do.
     """
 
     autocast: torch.dtype | None = None
@@ -91,6 +93,7 @@ class Plan:
     is_trained: bool = True
     is_checkpointed: bool = False
     is_quantized: bool = False
+    is_on_gpu: bool = False
 
 
 def build_network(model: Any, task: Task) -> nn.Module:
@@ -230,9 +233,11 @@ def _measure_evaluation(network: nn.Module, task: Task, shape: Shape, plan: Plan
 
 def _forward(network: nn.Module, task: Task, shape: Shape, plan: Plan) -> tuple[torch.Tensor, ...]:
     inputs = _make_inputs(network, task, shape)
-    is_cast = plan.autocast is not None
     device = next(network.parameters()).device.type
-    with torch.autocast(device, plan.autocast or torch.bfloat16, enabled=is_cast):
+    with contextlib.ExitStack() as stack:
+        if plan.autocast is not None:
+            cast = torch.autocast if plan.is_on_gpu else computing_in
+            stack.enter_context(cast(device, plan.autocast))
         found = task.read_outputs(network(**inputs))
     return found if isinstance(found, tuple) else (found,)
 
