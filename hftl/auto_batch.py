@@ -28,6 +28,7 @@ from hftl.data.labels import IGNORED
 from hftl.data.sampling import SeededRows, sort_by_length
 from hftl.errors import OutOfResources, UserError
 from hftl.models.modes import find_mode
+from hftl.precision import choose_autocast
 from hftl.resuming.checkpoints import read_manifest
 from hftl.run_folder import find_checkpoint
 from hftl.tasks.base import Task
@@ -73,7 +74,8 @@ def fit_batch(
 ) -> dict[str, Any]:
     """Set the micro-batch and the accumulation, and say what was found; empty without `--auto_batch`.
 
-    A run that goes on takes the division of its checkpoint.
+    A run that goes on takes the division that was found for its checkpoint. One that was chosen by hand may be why the
+    run has ended: it is tried, and divided further if need be.
 
     Args:
         args: whose `training` is changed.
@@ -90,15 +92,15 @@ def fit_batch(
         return {}
     training = args.training
     share = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    stored = _read_division(find_checkpoint(training), share)
-    if stored is not None:
+    stored, is_found = _read_division(find_checkpoint(training), share)
+    if is_found:
         return _divide(training, share, stored) | {"source": "checkpoint"}
     if any(isinstance(module, BatchNorm) and module.track_running_stats for module in network.modules()):
         logger.warning("--auto_batch: the network has BatchNorm, which sees micro-batches: it may train otherwise.")
     started = time.perf_counter()
     if next(network.parameters()).device.type != training.device.type:  # several processes: Trainer would move it
         network.to(training.device)
-    sizes = [size for size in range(1, min(share, len(rows)) + 1) if share % size == 0]
+    sizes = [size for size in range(1, min(stored, len(rows)) + 1) if share % size == 0]
     sum_loss = partial(task.sum_loss, problem_type=problem_type, smoothing=training.label_smoothing_factor)
     with _untouched(network), _as_in_training(network, training):
         step = _build_step(args, network, rows, collator, sum_loss)
@@ -115,6 +117,8 @@ def fit_batch(
     seconds = time.perf_counter() - started
     found = found | _divide(training, share, size) | {"source": "probe", "probe_seconds": round(seconds, 3)}
     logger.info("--auto_batch: %s rows at once, accumulated %s times.", size, training.gradient_accumulation_steps)
+    if find_checkpoint(training) and size < stored:
+        logger.warning("The run took %s rows at once before: the same steps from here on within rounding.", stored)
     return found
 
 
@@ -169,14 +173,16 @@ def _build_step(
     longest = SeededRows(longest, training.seed)
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(training, network)
     optimizer = kind([parameter for parameter in network.parameters() if parameter.requires_grad], **settings)
+    chosen = choose_autocast(args, network)  # on a CPU; on a GPU Trainer's own
     dtype = torch.float16 if training.fp16 else torch.bfloat16
+    is_mixed = training.fp16 or training.bf16 or chosen is not None
 
     def step(size: int) -> None:
         batch = collator(longest.__getitems__([(0, row) for row in range(size)]))
         batch = {name: value.to(training.device) for name, value in batch.items()}
         labels = batch.pop("labels")
         try:
-            with torch.autocast(training.device.type, dtype, enabled=training.fp16 or training.bf16):
+            with torch.autocast(training.device.type, dtype, enabled=is_mixed):
                 loss = sum_loss(network(**batch), labels) / (labels != IGNORED).sum()
             loss.backward()
             optimizer.step()
@@ -227,11 +233,13 @@ def _divide(training: TrainingArguments, share: int, size: int) -> dict[str, int
     return {"micro_batch": size, "gradient_accumulation_steps": share // size}
 
 
-def _read_division(checkpoint: str | None, share: int) -> int | None:
-    """The micro-batch of the run that is gone on with, where its steps hold as many rows."""
+def _read_division(checkpoint: str | None, share: int) -> tuple[int, bool]:
+    """The micro-batch of the run that is gone on with, where its steps hold as many rows, and whether it was found."""
     manifest = read_manifest(Path(checkpoint)) if checkpoint else {}
     size = manifest.get("per_device_train_batch_size")
-    return size if size and size * manifest.get("gradient_accumulation_steps", 0) == share else None
+    if not size or size * manifest.get("gradient_accumulation_steps", 0) != share:
+        return share, False
+    return size, manifest.get("auto_batch", False)
 
 
 def _is_split() -> bool:

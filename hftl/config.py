@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -311,7 +312,9 @@ def _build_arguments(values: dict[str, Any], given: set[str], mode: str | None) 
     for cls in ARGUMENT_CLASSES:
         names = {item.name for item in dataclasses.fields(cls) if item.init}
         try:
-            parts.append(cls(**{name: values[name] for name in names}))
+            with warnings.catch_warnings():  # the name that every transformers from 5.17 on takes; 5.23 warns of it
+                warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+                parts.append(cls(**{name: values[name] for name in names}))
         # TrainingArguments checks combinations and optional packages, each with its own message.
         except (ValueError, TypeError, ImportError, OSError) as error:
             raise UserError(str(error)) from error

@@ -131,7 +131,7 @@ def run(
         folder = open_run_folder(args, network)
         trainer = build_trainer(args, task, network, heads, examples, rows, collator, processor, ledger)
         trainer.meter.start_flops = head.get("flops", 0) + adapter_flops + pretrained.get("train_flops", 0)
-        trainer.manifest = identity | {"head": head}
+        trainer.manifest = identity | {"head": head, "auto_batch": bool(batch)}
         stop = stop if is_resumable(args) else None
         for callback in [*([] if stop is None else [stop]), *callbacks]:
             trainer.add_callback(callback)

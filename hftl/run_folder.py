@@ -38,6 +38,21 @@ BYTES_PER_TRAINED_PARAMETER = 12  # a checkpoint: fp32 weight and two AdamW mome
 # What torch says of a worker that did not end by itself; an exception in one comes as that exception.
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal|exited unexpectedly)")
 
+# A process that is killed says nothing itself: the next one does.
+KILLED = (
+    "%s: the run before was killed. %s, had no time to say why. Most often the system was short of memory (`dmesg` "
+    'says "Out of memory", a container OOMKilled or code 137): give --auto_batch true and fewer '
+    "--dataloader_num_workers. Else a scheduler or a person ended it."
+)
+
+# safetensors and arrow give the text of the system without its number, torch.save neither of them.
+FULL_DISK = re.compile(
+    "|".join(
+        [re.escape(os.strerror(number)) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+        + [r"inline_container\.cc.*(unexpected pos|PytorchStreamWriter)", "basic_ios::clear: iostream error"]
+    )
+)
+
 
 def open_run_folder(args: Arguments, network: torch.nn.Module) -> Path:
     """Create the run's folder; without `--output_dir` a new one under `runs/`, named after data, mode and seed.
@@ -95,6 +110,9 @@ def check_run_folder(training: Any, *, is_auto: bool = False) -> None:
     if not folder.is_dir():
         return
     lock.check_free(folder)
+    killed = lock.find_killed(folder) if training.process_index == 0 else None
+    if killed is not None:
+        logger.warning(KILLED, folder, killed[0].upper() + killed[1:])
     if not any(path.name != lock.LOCK_FILE for path in folder.iterdir()):
         return  # at most the lock of a run that was killed
     if checkpoint is None and is_auto and (folder / "config.yaml").is_file() and not _is_completed(folder):
@@ -283,6 +301,9 @@ def explained_resources() -> Iterator[None]:
                 "memory. Checkpoints saved before are intact: go on with --resume_from_checkpoint true, and fewer "
                 "--dataloader_num_workers (0: none)."
             ) from error
-        if os.strerror(errno.ENOSPC) in str(error):  # safetensors and arrow give the text but no number
-            raise OutOfResources(f"The disk is full: {error}. What was saved before is intact.") from error
+        if FULL_DISK.search(str(error)):
+            raise OutOfResources(
+                f"The disk is full: {error}. What was saved before is intact. If there is room, it is a quota "
+                "(`quota -s`) or a limit of file sizes (`ulimit -f`)."
+            ) from error
         raise

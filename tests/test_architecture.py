@@ -49,6 +49,7 @@ RUNS = (
     "resuming.lock",
     "speed",
     "run_folder",
+    "precision",
     "auto_batch",
     "resuming.identity",
     "merge",

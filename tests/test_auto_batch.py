@@ -106,7 +106,7 @@ def test_the_probe_leaves_weights_buffers_and_chance_as_they_were(monkeypatch):
     monkeypatch.setattr(
         auto_batch.Trainer, "get_optimizer_cls_and_kwargs", lambda args, model: (torch.optim.AdamW, {"lr": 0.1})
     )
-    args = SimpleNamespace(training=training, model=SimpleNamespace(auto_batch=True))
+    args = SimpleNamespace(training=training, model=SimpleNamespace(auto_batch=True, mode="full"), given=set())
     fit_batch(args, network, rows, build_collator("resnet"), build_task("image-classification"), SINGLE)
 
     assert any("running_mean" in name for name in moved) and any("weight" in name for name in moved)
@@ -225,6 +225,40 @@ def test_the_limit_of_a_container_is_read(tmp_path, monkeypatch, version, limit)
     assert headroom.measure_headroom(CPU) == pytest.approx(expected, rel=0.2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert headroom.measure_headroom(CPU) == pytest.approx(expected // 2, rel=0.2)
+
+
+@pytest.mark.parametrize(("kind", "used"), [("RLIMIT_AS", "vms"), ("RLIMIT_DATA", "data")])
+def test_the_limit_of_the_process_is_read(monkeypatch, kind, used):
+    process = headroom.psutil.Process()
+    taken = getattr(process.memory_info(), used)
+    limits = {getattr(headroom.psutil, kind): (taken + 2**25, -1)}
+    monkeypatch.setattr(headroom.psutil.Process, "rlimit", lambda self, name: limits.get(name, (-1, -1)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # each process has its own
+    assert headroom.measure_headroom(CPU) == pytest.approx(2**25, abs=2**24)
+    limits.clear()
+    assert headroom.measure_headroom(CPU) > 2**26
+
+
+@pytest.mark.parametrize("advice", [(), ("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2)])
+def test_a_run_that_was_not_fitted_is_divided_further_when_it_goes_on(words, tmp_path, small_memory, caplog, advice):
+    """Out of memory after a checkpoint, the advice is `--auto_batch true`: the division that failed is not kept."""
+    whole = train(words, tmp_path / "run", "--max_steps", 11)
+    small_memory(2)
+    flags = ("--auto_batch", "true", "--resume_from_checkpoint", "true", *advice)
+    record = train(words, tmp_path / "run", *flags)
+    found = record.environment["auto_batch"]
+    assert (found["micro_batch"], found["gradient_accumulation_steps"], found["source"]) == (2, 4, "probe")
+    assert "The run took 8 rows at once before" in caplog.text
+    losses = [[e["loss"] for e in r.history if "loss" in e] for r in (whole, record)]
+    assert len(losses[0]) == 11
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-6, rtol=1e-6)
+
+
+def test_a_run_that_was_not_fitted_goes_on_as_it_was_where_it_fits(words, tmp_path):
+    small = ("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2)
+    train(words, tmp_path / "run", *small)
+    record = train(words, tmp_path / "run", "--auto_batch", "true", "--resume_from_checkpoint", "true")
+    assert record.environment["auto_batch"]["micro_batch"] == 4
 
 
 def test_the_record_is_read_back(words, tmp_path):

@@ -1,7 +1,6 @@
 """Is an optimizer step the same however it is divided, a restart exact, and every second, token and FLOP counted?"""
 
 import copy
-import gc
 from functools import partial
 from types import SimpleNamespace
 
@@ -28,14 +27,6 @@ from hftl.trainer import FineTuningTrainer, StopWhenNotFinite, SummedLoss
 from tests.networks import IMAGE_SIZE, MULTI, REGRESSION, SINGLE, TEXT_NETWORKS, build_network, build_tokenizer
 
 NUM_LABELS = {SINGLE: 3, MULTI: 3, REGRESSION: 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_imports():
-    """Every run collects garbage, which takes a third of a second over all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def build_rows(name, problem_type=SINGLE, num_rows=21, seed=0):
@@ -292,6 +283,20 @@ def test_evaluation_out_of_memory_goes_on_with_half_the_batch(call, tmp_path, ca
     trainer.prediction_step = lambda *args, **kwargs: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
         trainer.evaluate()
+
+
+def test_evaluation_out_of_memory_ends_several_processes(tmp_path):
+    """One of them alone may not begin again: the others would wait for it."""
+    trainer = build_trainer(tmp_path, "bert", build_network("bert"), build_rows("bert"))
+    trainer.args, calls = SimpleNamespace(world_size=2, per_device_eval_batch_size=8), []
+
+    def run_out():
+        calls.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer._in_smaller_batches(run_out)
+    assert (len(calls), trainer.args.per_device_eval_batch_size) == (1, 8)
 
 
 @pytest.mark.parametrize("event", ["on_step_end", "on_epoch_end"])

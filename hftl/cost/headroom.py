@@ -1,9 +1,11 @@
 """How much more memory may this process take?
 
 On CUDA what the card has free, and what torch holds unused. Elsewhere the least of what the machine has available and
-what the control group of a container or a batch job still allows, shared among the processes of a launch.
+what the control group of a container or a batch job still allows, shared among the processes of a launch, and of what
+`ulimit -v` and `ulimit -d` leave to this process.
 """
 
+import math
 import os
 from pathlib import Path
 
@@ -25,7 +27,22 @@ def measure_headroom(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     limits = [psutil.virtual_memory().available, *(_read_rest(folder) for folder in _list_groups())]
-    return min(limit for limit in limits if limit is not None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    shared = min(limit for limit in limits if limit is not None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(shared, *_list_own_rests())
+
+
+def _list_own_rests() -> list[float]:
+    """What the limits of the process itself leave, which batch systems set; infinite where there is none.
+
+    They count what is mapped, resident or not: past them an allocation fails with an error, and nobody is killed.
+    """
+    if not psutil.LINUX:
+        return [math.inf]
+    process = psutil.Process()
+    used = process.memory_info()
+    taken = {psutil.RLIMIT_AS: used.vms, psutil.RLIMIT_DATA: used.data}
+    limits = {kind: process.rlimit(kind)[0] for kind in taken}
+    return [math.inf if limits[kind] == psutil.RLIM_INFINITY else max(0, limits[kind] - taken[kind]) for kind in taken]
 
 
 def _list_groups() -> list[Path]:

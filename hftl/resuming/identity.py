@@ -7,6 +7,7 @@ shapes it stops with an error of torch.
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Collection
 from enum import Enum
 from importlib import metadata
@@ -41,6 +42,7 @@ HARMLESS = (
 )
 COMPARED_BY_CONTENT = {"dataset", "dataset_config", "dataset_revision", "train_file", "validation_file"}
 COMPARED_BY_CONTENT |= {"model_name_or_path", "model_revision", "gradient_accumulation_steps"}
+DIVISION = ("per_device_train_batch_size", "gradient_accumulation_steps")  # of the rows of a step in a process
 NUM_SAMPLES = 64  # values of each tensor that stand for it
 FLAGS = {"r": "--lora_r", "alpha": "--lora_alpha"}  # where a field has another name
 ADVICE = "Give the settings of the checkpoint, or leave --resume_from_checkpoint out to start again."
@@ -126,8 +128,7 @@ def describe_division(training: Any) -> dict[str, int]:
     """How the rows of a step are divided."""
     return {
         "world_size": training.world_size,
-        "per_device_train_batch_size": training.per_device_train_batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        **{name: getattr(training, name) for name in DIVISION},
     }
 
 
@@ -141,6 +142,8 @@ def check_identity(args: Arguments, identity: dict[str, Any]) -> None:
     if checkpoint is None:
         return
     found = read_manifest(Path(checkpoint))
+    if args.model.auto_batch and _count_rows(found) == _count_rows(identity):  # divided otherwise, to fit
+        found |= {name: identity[name] for name in DIVISION}
     lines = (
         _list_differences(found, json.loads(json.dumps(identity))) if found else ["it has no manifest to compare with"]
     )
@@ -175,11 +178,16 @@ def _list_differences(found: dict[str, Any], asked: dict[str, Any]) -> list[str]
         name: tuple(run.get("settings", {}).get(name, _plain(defaults.get(name))) for run in (found, asked))
         for name in sorted({*found.get("settings", {}), *asked["settings"]})
     }
-    for name in ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "label_names"):
+    for name in ("world_size", *DIVISION, "label_names"):
         pairs[name] = found.get(name), asked[name]
     for group in ("data", "model"):
         pairs |= {f"{group} {name}": (found.get(group, {}).get(name), value) for name, value in asked[group].items()}
     return [_describe(name, *pair) for name, pair in pairs.items() if str(pair[0]) != str(pair[1])]
+
+
+def _count_rows(run: dict[str, Any]) -> int:
+    """Of an optimizer step in one process."""
+    return math.prod(run.get(name, 0) for name in DIVISION)
 
 
 def _sample_weights(network: nn.Module, new: Collection[str]) -> str:

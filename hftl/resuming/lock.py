@@ -49,6 +49,20 @@ def check_free(folder: Path) -> None:
         os.close(descriptor)  # which drops what was only tried
 
 
+def find_killed(folder: Path) -> str | None:
+    """Who left a folder that is free without giving it back, as a process does that was killed; None where nobody did.
+
+    Ask after `check_free`.
+    """
+    path = folder.resolve() / LOCK_FILE
+    if path in _held:
+        return None
+    try:
+        return _describe_holder(path.read_bytes())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def take(folder: Path) -> None:
     """Hold the folder until `released` ends.
 
@@ -109,7 +123,11 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 def _read_holder(descriptor: int) -> str:
     try:
-        holder = json.loads(os.pread(descriptor, 1000, 0))
-        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+        return _describe_holder(os.pread(descriptor, 1000, 0))
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def _describe_holder(content: bytes) -> str:
+    holder = json.loads(content)
+    return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"

@@ -45,9 +45,14 @@ def test_every_mode_is_there_without_weights(folder):
     assert all(arm.longest == tiny.MAX_LENGTH for arm in found.arms)  # which the network reads at most
 
 
+@pytest.fixture(scope="module")
+def small_card(folder):
+    return estimate(parse(folder), "1.2GB")
+
+
 @pytest.mark.parametrize("mode", ["full", "peft"])
-def test_the_most_rows_fit_and_a_few_more_do_not(folder, mode):
-    found = estimate(parse(folder), "1.2GB")
+def test_the_most_rows_fit_and_a_few_more_do_not(folder, small_card, mode):
+    found = small_card
     arm = next(arm for arm in found.arms if arm.name == {"peft": "lora"}.get(mode, mode))
     task, args = build_task("text-classification"), parse(folder, mode=mode)
     plan = Plan(torch.bfloat16)

@@ -20,6 +20,7 @@ from hftl.resuming.checkpoints import (
     find_damage,
     find_newest,
     list_checkpoints,
+    read_manifest,
     rotate,
     supersede_later,
 )
@@ -51,6 +52,17 @@ def write_checkpoint(folder, step):
     staging.mkdir(parents=True)
     (staging / "weights").write_bytes(b"x" * step)
     commit(staging, folder / f"checkpoint-{step}", {"step": step})
+
+
+def commit_again(checkpoint, **changes):
+    """As if the run had written the files as they are now, with these entries of the manifest."""
+    written = {"schema", "files", "sha256"}
+    content = {name: value for name, value in read_manifest(checkpoint).items() if name not in written}
+    staging = checkpoint.parent / f"_tmp-{checkpoint.name}" / checkpoint.name
+    staging.parent.mkdir()
+    checkpoint.rename(staging)
+    (staging / MANIFEST_FILE).unlink()
+    commit(staging, checkpoint, content | changes)
 
 
 def names(folder):

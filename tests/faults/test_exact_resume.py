@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hftl.errors import UserError
 from hftl.records import RunRecord
 from hftl.run import run
 from tests import tiny
+from tests.faults.test_damaged_checkpoints import commit_again
 from tests.networks import build_network
 from tests.test_trainer import build_rows, build_trainer, largest_difference, read_weights
 
@@ -190,6 +192,13 @@ def test_another_run_is_refused_with_what_differs(train, cut, tmp_path, flag, va
     ):
         train(cut, flag, value, "--resume_from_checkpoint", "true")
     assert sorted(path.name for path in cut.iterdir()) == before
+
+
+def test_another_number_of_processes_is_refused(train, cut, tmp_path):
+    checkpoint = Path(shutil.copytree(cut / "checkpoint-3", tmp_path / "checkpoint-3"))
+    commit_again(checkpoint, world_size=2)
+    with pytest.raises(UserError, match="world_size: 2 in the checkpoint, 1 here"):
+        train(tmp_path / "on", "--resume_from_checkpoint", checkpoint)
 
 
 def test_what_changes_no_number_may_change(train, cut, tmp_path):

@@ -113,6 +113,7 @@ def test_yaml_values_of_any_type(content):
 @example([("--learning_rate", ["nan"])])
 @example([("--seed", ["9" * 5000])])
 @example([("--lr_scheduler_kwargs", ["["])])
+@example([("--gradient_checkpointing", [])])
 def test_flags(flags):
     typed = [word for name, following in flags for word in (name, *following)]
     answer(parse_args, [*typed, "--output_dir", "out"])

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from hftl.config import parse_args
 from hftl.errors import UserError
 from hftl.records import RunRecord
 from hftl.resuming import lock
+from hftl.run_folder import check_run_folder
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +57,23 @@ def test_a_process_that_was_killed_holds_nothing(holder, tmp_path):
     holder.wait()
     assert (tmp_path / lock.LOCK_FILE).exists()
     lock.check_free(tmp_path)
+    assert lock.find_killed(tmp_path).startswith(f"process {holder.pid} on ")
     take(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and lock.find_killed(tmp_path) is None
+
+
+def test_the_next_run_is_told_that_the_one_before_was_killed(holder, tmp_path, caplog):
+    """By the system, when memory is short: such a process has no time for a message of its own."""
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    args = parse_args(["--mode", "full", "--dataset", "x", "--use_cpu", "--output_dir", str(tmp_path)])
+    check_run_folder(args.training)
+    assert f"{tmp_path}: the run before was killed. Process {holder.pid} on " in caplog.text
+    assert "--auto_batch true" in caplog.text
+    caplog.clear()
+    take(tmp_path)
+    check_run_folder(args.training)
+    assert "was killed" not in caplog.text
 
 
 def test_a_second_run_of_the_same_process_is_refused(tmp_path):
@@ -117,4 +134,5 @@ def test_of_two_trainings_in_one_folder_the_second_is_refused_and_takes_over_whe
     assert second.returncode == 2 and f"{folder} is in use by process {first.pid}" in second.stderr
     third = train()
     assert third.returncode == 0, third.stderr
+    assert f"{folder}: the run before was killed. Process {first.pid} on " in third.stderr
     assert RunRecord.read(folder).status == "completed" and not (folder / lock.LOCK_FILE).exists()

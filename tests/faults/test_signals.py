@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hftl import cli
+from hftl import trainer as trainer_module
 from hftl.compare.cells import Job, run_job
 from hftl.errors import Interrupted
 from hftl.records import RunRecord
@@ -107,6 +108,21 @@ def test_a_signal_finishes_the_step_and_saves_once_where_going_on_is_exact(tmp_p
     assert logs[1] == logs[0]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_a_signal_while_a_checkpoint_is_written_does_not_cut_it_short(tmp_path, monkeypatch):
+    real = trainer_module.commit
+
+    def told(staging, target, content):
+        if content["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(staging, target, content)
+
+    monkeypatch.setattr(trainer_module, "commit", told)
+    _, message = stop_a_run(tmp_path, TrainerCallback(), save_strategy="steps", save_steps=4)
+    assert message == "Stopped after step 5 of 8; a checkpoint is saved."
+    found = {path.name: find_damage(path) for path in list_checkpoints(tmp_path)}
+    assert found == {"checkpoint-4": None, "checkpoint-5": None} and not list(tmp_path.glob("_tmp*"))
 
 
 @pytest.mark.parametrize("step", [2, 1])

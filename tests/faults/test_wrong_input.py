@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from hftl import cli
 from hftl.records import RunRecord
+from hftl.resuming.checkpoints import find_damage, rotate
 from hftl.trainer import FineTuningTrainer
 from tests import tiny
 
@@ -484,6 +486,32 @@ def test_running_out_of_memory_or_disk_ends_with_code_4(train, monkeypatch, erro
     _assert_says(message, found)
     assert RunRecord.read("out").status == "failed"
     assert sorted(os.listdir("out")) == ["config.yaml", "run.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_file_that_the_system_refuses_ends_with_code_4_and_the_checkpoint_before_is_whole(train, monkeypatch, file):
+    """Really refused, in a save: safetensors passes the reason on, torch.save loses it."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def refuse(folder, *args):
+        rotate(folder, *args)
+        too_much = (folder / "checkpoint-1" / file).stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (too_much - 1000, before[1]))
+
+    monkeypatch.setattr("hftl.trainer.rotate", refuse)
+    try:
+        code, message = train("--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert code == 4, message
+    _assert_says("The disk is full: .*What was saved before is intact.*ulimit -f", message)
+    assert RunRecord.read("out").status == "failed"
+    assert sorted(os.listdir("out")) == ["checkpoint-1", "config.yaml", "run.json"]
+    assert find_damage(Path("out/checkpoint-1")) is None
 
 
 def test_a_disk_that_fills_up_while_the_model_is_saved_ends_with_code_4(train, monkeypatch):
