@@ -144,8 +144,8 @@ class ModelArguments:
     )
     pretrain_file: str | None = _option(
         None,
-        "Before full, peft or probe on texts: go on pretraining the checkpoint on the texts of this file, without "
-        "labels (masked-lm).",
+        "Before training on texts: go on pretraining the checkpoint (scratch: random weights) on the texts of this "
+        "file, or of the train rows of bundled:NAME, without labels (masked-lm).",
     )
     pretrain_steps: int = _option(500, "Steps of it, of 32 texts.")
     dtype: str = _option(

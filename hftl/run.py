@@ -167,8 +167,9 @@ def pretrain(args: Arguments, examples: Examples, ledger: Ledger) -> tuple[Argum
     """The checkpoint after `--pretrain_file`, and its cost, which is charged whenever it was spent."""
     with ledger.bucket("other"):
         args, pretrained = continue_pretraining(args, examples.splits, run)
-    seconds = pretrained.get("train_seconds", 0.0)
-    ledger.add({"train_seconds": seconds, "other_seconds": -seconds if pretrained.get("is_new") else 0.0})
+    charged = pretrained.get("train_seconds", 0.0)
+    spent = charged if pretrained.get("is_new") else pretrained.get("waited_seconds", 0.0)
+    ledger.add({"train_seconds": charged, "other_seconds": -spent})
     return args, pretrained
 
 

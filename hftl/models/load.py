@@ -181,7 +181,12 @@ def build_empty(task: Any, config: Any) -> PreTrainedModel:
 
 
 def build_random(args: Any, task: Any, config: Any) -> LoadedModel:
-    """The same network at random: nothing of the checkpoint but its configuration, changed by `config_overrides`."""
+    """The same network at random: nothing of the checkpoint but its configuration, changed by `config_overrides`.
+
+    With `pretrain_file` the checkpoint is one that was made from that on the user's own texts alone.
+    """
+    if args.pretrain_file is not None:
+        return load_pretrained(args, task, config)
     apply_overrides(config, args.config_overrides)
     network = getattr(transformers, task.auto_model).from_config(config, dtype=torch.float32, trust_remote_code=False)
     reset_random_norms(network)
