@@ -13,6 +13,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import hftl
-from hftl.assets import cache_dir, is_bundled, resolve_dataset, resolve_model
 from hftl.config import Arguments, ModelArguments, parse_args
 from hftl.data.inputs import list_texts
 from hftl.data.load import load_splits
@@ -177,7 +176,7 @@ def _compute_key(args: Arguments) -> str:
         args.model.model_revision,
         *map(str, (args.model.mode == "scratch", args.model.config_overrides, args.model.pretrain_steps)),
         str(args.data.max_length),
-        hftl.__version__,
+        metadata.version("hftl"),
         torch.__version__,
         transformers.__version__,
     ]
