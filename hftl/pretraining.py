@@ -23,6 +23,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from hftl.assets import cache_dir, is_bundled, resolve_dataset, resolve_model
 from hftl.config import Arguments, ModelArguments, parse_args
 from hftl.data.inputs import list_texts
 from hftl.data.load import load_splits
