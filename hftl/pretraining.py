@@ -23,8 +23,8 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hftl.assets import cache_dir, is_bundled, resolve_dataset, resolve_model
-from hftl.config import Arguments, ModelArguments, parse_args
+from hftl.assets import cache_dir, compute_sha256, is_bundled, resolve_dataset, resolve_model
+from hftl.config import Arguments, parse_args
 from hftl.data.inputs import list_texts
 from hftl.data.load import load_splits
 from hftl.errors import UserError
@@ -61,10 +61,9 @@ def continue_pretraining(
     if args.model.pretrain_file is None:
         return args, {}
     check_pretraining(args)
-    path = find_texts(args.model.pretrain_file)
-    texts = load_splits(parse_args(["--task", TASK, "--train_file", path]).data)["train"]
+    texts = read_texts(args)
     _warn_of_test_texts(texts, splits, args.model.pretrain_file)
-    folder = Path(cache_dir()) / "pretrained" / _compute_key(args)
+    folder = find_folder(args)
     started = time.perf_counter()
     with _one_at_a_time(folder):
         waited_seconds = time.perf_counter() - started
@@ -86,6 +85,11 @@ def continue_pretraining(
     }
     model = dataclasses.replace(args.model, model_name_or_path=str(folder), model_revision="main")
     return dataclasses.replace(args, model=model), described
+
+
+def find_folder(args: Arguments) -> Path:
+    """Where the checkpoint is, or will be when somebody has made it."""
+    return Path(cache_dir()) / "pretrained" / _compute_key(args)
 
 
 def find_texts(name: str) -> str:
@@ -162,8 +166,7 @@ def hash_texts(name: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _hash(path: Path, *state: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return compute_sha256(path)
 
 
 def _compute_key(args: Arguments) -> str:
@@ -184,8 +187,15 @@ def _compute_key(args: Arguments) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def list_settings(model: ModelArguments, max_length: int | None, num_texts: int) -> dict[str, Any]:
+def read_texts(args: Arguments) -> datasets.Dataset:
+    """The texts, in the columns of their file."""
+    words = ["--task", TASK, "--train_file", find_texts(args.model.pretrain_file)]
+    return load_splits(parse_args(words).data)["train"]
+
+
+def list_settings(args: Arguments, num_texts: int) -> dict[str, Any]:
     """The flags of the pretraining as a run of its own, `mode` included."""
+    model = args.model
     settings = {
         "task": TASK,
         "mode": "scratch" if model.mode == "scratch" else "full",
@@ -195,7 +205,8 @@ def list_settings(model: ModelArguments, max_length: int | None, num_texts: int)
         "model_revision": model.model_revision,
         "config_overrides": model.config_overrides,
         "max_steps": model.pretrain_steps,
-        "max_length": max_length,
+        "max_length": args.data.max_length,
+        "use_cpu": True if args.training.use_cpu else None,
         "seed": SEED,
     }
     return {name: value for name, value in settings.items() if value is not None}
@@ -204,8 +215,7 @@ def list_settings(model: ModelArguments, max_length: int | None, num_texts: int)
 def _build(args: Arguments, folder: Path, num_texts: int, train: Callable[[Arguments], RunRecord]) -> None:
     """A masked-lm run, which is there when it is whole."""
     logger.info("Pretraining on %s first: %d steps.", args.model.pretrain_file, args.model.pretrain_steps)
-    settings = list_settings(args.model, args.data.max_length, num_texts)
-    settings |= {"disable_tqdm": args.training.disable_tqdm} | ({"use_cpu": True} if args.training.use_cpu else {})
+    settings = list_settings(args, num_texts) | {"disable_tqdm": args.training.disable_tqdm}
     mode = settings.pop("mode")
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     folder.parent.mkdir(parents=True, exist_ok=True)
