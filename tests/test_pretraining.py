@@ -1,14 +1,19 @@
 """Pretraining on one's own texts first: made once, charged always, and refused where it makes no sense."""
 
+import csv
 import logging
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import hftl
 from hftl import pretraining
 from hftl.config import parse_args
 from hftl.errors import UserError
+from hftl.merge import merge_run
+from hftl.records import read_predictions
 from hftl.run import run
 from tests import tiny
 
@@ -52,7 +57,7 @@ def test_it_is_made_once_and_a_run_that_finds_it_is_the_same(train, own, tmp_pat
         assert record.cost["train_seconds"] > found["train_seconds"] > 0
         assert record.cost["train_flops"] > found["train_flops"] > 0
         assert record.config["pretrain_file"].endswith("own.txt") and "model_name_or_path" in record.config
-        assert record.config["model_name_or_path"].endswith("bert")
+        assert record.config["model_name_or_path"].endswith("bert") and record.model["name"].endswith("bert")
 
 
 def test_the_body_is_another_one_than_without(train, own):
@@ -84,6 +89,23 @@ def test_adapters_and_probes_sit_on_it(train, own, mode):
     assert record.status == "completed" and record.model["pretrained"]["num_texts"] > 20
     if mode == "peft":
         assert "pretrained" in (folder / "adapter_config.json").read_text()
+
+
+def test_an_adapter_is_asked_and_merged_over_what_it_was_trained_on(train, own, tmp_path, files):
+    """The configuration of the run names the checkpoint from which its base was made, which is another network."""
+    record, folder = train("peft", *own)
+    assert record.model["name"] == str(next((tmp_path / "cache" / "pretrained").iterdir()))  # which `hftl push` asks
+    expected = read_predictions(folder)["probabilities"].max(1)
+    texts = [row["text"] for row in csv.DictReader((files / "test.csv").read_text().splitlines())]
+    merge_run(folder, tmp_path / "merged")
+    for name in (folder, tmp_path / "merged"):
+        found = [answer["probability"] for answer in hftl.load(str(name)).predict(texts)]
+        assert found == pytest.approx(expected.tolist(), abs=1e-5), name
+    shutil.rmtree(tmp_path / "cache" / "pretrained")
+    for ask in (lambda: hftl.load(str(folder)), lambda: merge_run(folder, tmp_path / "again")):
+        with pytest.raises(UserError, match="after pretraining on .*own.txt, which was kept in .* and is gone"):
+            ask()
+    assert len(hftl.load(str(tmp_path / "merged")).predict(texts)) == len(texts)
 
 
 def test_from_scratch_nothing_of_the_checkpoint_is_left(train, own, files, tmp_path):
