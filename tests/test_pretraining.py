@@ -93,7 +93,8 @@ def test_adapters_and_probes_sit_on_it(train, own, mode):
 
 def test_an_adapter_is_asked_and_merged_over_what_it_was_trained_on(train, own, tmp_path, files):
     """The configuration of the run names the checkpoint from which its base was made, which is another network."""
-    record, folder = train("peft", *own)
+    far = ("--learning_rate", 0.01, "--max_steps", 20)  # so far that the wrong base gives other answers
+    record, folder = train("peft", *own[:3], 40, *far)
     assert record.model["name"] == str(next((tmp_path / "cache" / "pretrained").iterdir()))  # which `hftl push` asks
     expected = read_predictions(folder)["probabilities"].max(1)
     texts = [row["text"] for row in csv.DictReader((files / "test.csv").read_text().splitlines())]
