@@ -105,10 +105,32 @@ def campaign_table(name: str) -> str:
             "",
             *[f"- {sentence}" for sentence in [*verdict["lines"][:1], *crossed]],
             "",
-            f"{content['date']}, `{content['command']}`; the page with everything else is "
+            f"{content['date']}, `{_say_command(content)}`; the page with everything else is "
             f"`benchmarks/results/{name}/report.html`.",
         ]
     )
+
+
+def pretraining_table() -> str:
+    """Own texts without labels before few labels: from the checkpoint and from random weights."""
+    content = read("compare-pretrain-wordnet/results")
+    flag = next(flag for flag in content["parity"]["flags"] if flag["what"] == "pretraining on own texts")
+    pairs = {(pair["a"], pair["b"], pair["size"]): pair for pair in content["pairs"]}
+    lines = ["| with own texts first, minus without | labels | points | verdict |", "|---|---|---|---|"]
+    for plain, title in (("full", "from the checkpoint"), ("scratch", "from random weights")):
+        for size in content["sizes"]:
+            pair, sign = pairs.get((f"{plain}-own", plain, size)), 1
+            if pair is None:
+                pair, sign = pairs[plain, f"{plain}-own", size], -1
+            low, high = sorted(100 * sign * pair[end] for end in ("low", "high"))
+            difference = f"{100 * sign * pair['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+            lines.append(f"| {title} | {size:,} | {difference} | {_turn(pair['verdict'], sign)} |")
+    return "\n".join([campaign_table("compare-pretrain-wordnet"), "", *lines, "", flag["detail"]])
+
+
+def _turn(verdict: str, sign: int) -> str:
+    """The verdict on the other arm of a pair."""
+    return {"better": "worse", "worse": "better"}.get(verdict, verdict) if sign < 0 else verdict
 
 
 def adapter_table(data: str) -> str:
@@ -333,6 +355,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "compare-wordnet": ("README.md", partial(campaign_table, "compare-wordnet")),
     "compare-fashion-mnist": ("README.md", partial(campaign_table, "compare-fashion-mnist")),
     "head": ("docs/head-init.md", head_table),
+    "pretrain-wordnet": ("docs/pretraining.md", pretraining_table),
     "adapters-wordnet": ("docs/adapters.md", partial(adapter_table, "wordnet")),
     "speed": ("README.md", speed_table),
     "performance": ("docs/performance.md", speed_table),

@@ -234,7 +234,7 @@ def _verify(path: Path, sha256: str, install: str) -> None:
     marker = cache_dir() / "verified" / sha256
     if marker.is_file() and marker.read_text(encoding="utf-8") == known:
         return
-    found = _compute_sha256(path)
+    found = compute_sha256(path)
     if found != sha256:
         raise UserError(
             f"{path} has sha256 {found}, expected {sha256}: the file is damaged or was changed. "
@@ -245,7 +245,7 @@ def _verify(path: Path, sha256: str, install: str) -> None:
         marker.write_text(known, encoding="utf-8")
 
 
-def _compute_sha256(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """The hex digest of a file, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -27,7 +27,7 @@ from hftl.cost.memory import PeakMemory
 from hftl.data.labels import IGNORED
 from hftl.data.sampling import SeededRows, sort_by_length
 from hftl.errors import OutOfResources, UserError
-from hftl.models.modes import find_mode
+from hftl.models.modes import find_mode, recompute_activations
 from hftl.precision import choose_autocast
 from hftl.resuming.checkpoints import read_manifest
 from hftl.run_folder import find_checkpoint
@@ -215,7 +215,7 @@ def _as_in_training(network: nn.Module, training: TrainingArguments) -> Iterator
     modes = {module: module.training for module in network.modules()}
     network.train()
     if training.gradient_checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=training.gradient_checkpointing_kwargs)
+        recompute_activations(network, training.gradient_checkpointing_kwargs)
     try:
         yield
     finally:

@@ -35,6 +35,7 @@ from hftl.metrics import METRICS, compute_predictions, compute_probabilities, co
 from hftl.models.head import find_head, find_pooling_layer, make_linear
 from hftl.models.load import find_commit, load_config, load_pretrained, read_config
 from hftl.models.modes import count_parameters
+from hftl.pretraining import check_pretraining
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
 from hftl.resuming.lock import released
 from hftl.run_folder import check_run_folder, explained_resources, open_run_folder, recorded
@@ -169,6 +170,7 @@ def run_baseline(args: Arguments, *, started: float | None = None) -> RunRecord:
 
 
 def _check_arguments(args: Arguments, baseline: Baseline, task: Task) -> None:
+    check_pretraining(args)
     if "output_dir" in args.given:
         check_run_folder(args.training)
     if baseline.has_network:

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,8 +88,8 @@ class DataArguments:
 
     class_weights: str = _option(
         "none",
-        "What a class counts in the loss: balanced is the more the rarer it is in train, with a mean of 1.",
-        ("none", "balanced"),
+        "What a class counts in the loss: none, balanced (the more the rarer it is in train), or a number for each as "
+        'a JSON object such as {"spam": 5, "ham": 1}. Scaled to a mean of 1 over the labels of train.',
     )
     class_names: list[str] | None = _option(
         None, "semantic-segmentation: the classes by number, from 0; default: the numbers in the masks of train."
@@ -145,8 +144,8 @@ class ModelArguments:
     )
     pretrain_file: str | None = _option(
         None,
-        "Before full, peft or probe on texts: go on pretraining the checkpoint on the texts of this file, without "
-        "labels (masked-lm).",
+        "Before training on texts: go on pretraining the checkpoint (scratch: random weights) on the texts of this "
+        "file, or of the train rows of bundled:NAME, without labels (masked-lm).",
     )
     pretrain_steps: int = _option(500, "Steps of it, of 32 texts.")
     dtype: str = _option(
@@ -243,6 +242,12 @@ class Arguments:
 PER_PROCESS = {"per_device_train_batch_size", "dataloader_num_workers", "dataloader_persistent_workers"}
 # Two ways to say how long: a flag replaces the other one of the file, which Trainer would obey silently.
 DURATION = {"max_steps", "num_train_epochs"}
+# transformers 5.23 warns at the old names, which end in version 6; 5.17 has no others.
+RENAMED = {
+    old: old.replace("gradient", "activation")
+    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs")
+    if old.replace("gradient", "activation") in {item.name for item in dataclasses.fields(TrainingArguments)}
+}
 ARGUMENT_CLASSES = (DataArguments, ModelArguments, TrainingArguments)
 
 
@@ -288,7 +293,7 @@ def parse_args(
     typed = {flags.get(word.split("=")[0]) for word in words}
     preset = [word for name, value in (settings or {}).items() for word in (f"--{name}", value)]
     yaml_words = _yaml_words(Path(config), set(flags.values()), typed) if config else []
-    words = preset + yaml_words + words
+    words = [_rename(word, flags) for word in preset + yaml_words + words]
     given = {flags[word.split("=")[0]] for word in words if word.split("=")[0] in flags}
     parser = _Parser(ARGUMENT_CLASSES, allow_abbrev=False, prog=_program_name())
     namespace, unknown = parser.parse_known_args(words)
@@ -312,9 +317,7 @@ def _build_arguments(values: dict[str, Any], given: set[str], mode: str | None) 
     for cls in ARGUMENT_CLASSES:
         names = {item.name for item in dataclasses.fields(cls) if item.init}
         try:
-            with warnings.catch_warnings():  # the name that every transformers from 5.17 on takes; 5.23 warns of it
-                warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
-                parts.append(cls(**{name: values[name] for name in names}))
+            parts.append(cls(**{name: values[name] for name in names}))
         # TrainingArguments checks combinations and optional packages, each with its own message.
         except (ValueError, TypeError, ImportError, OSError) as error:
             raise UserError(str(error)) from error
@@ -357,6 +360,13 @@ def _hardware_settings(given: set[str], mode: str | None) -> dict[str, bool]:
     if is_chosen or mode == "probe" or not torch.cuda.is_available():
         return {}
     return {"bf16": True} if torch.cuda.is_bf16_supported(including_emulation=False) else {}
+
+
+def _rename(word: str, flags: Mapping[str, str]) -> str:
+    """A flag that has another name now, by that one."""
+    flag, equals, value = word.partition("=")
+    name = flags.get(flag)
+    return f"--{RENAMED[name]}{equals}{value}" if name in RENAMED and not flag.startswith("--no") else word
 
 
 def _program_name() -> str:

@@ -19,7 +19,7 @@ from hftl.errors import UserError
 from hftl.examples import load_examples, prepare_examples
 from hftl.head_start import build_batches
 from hftl.models.adapters import find_adapter
-from hftl.models.load import load_config, load_pretrained
+from hftl.models.load import load_config, load_pretrained, name_base
 from hftl.records import RunRecord, write_atomically
 from hftl.tasks import build_task
 
@@ -79,6 +79,8 @@ def merge_run(folder: Path, out: Path, *, tolerance: float = TOLERANCE) -> Merge
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already. Name a new folder.")
     args = parse_args([str(folder / "config.yaml")])
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    args = replace(args, model=name_base(args.model, base))
     task = build_task(args.data.task)
     processor = task.load_processor(str(folder), "main", args.data)
     examples = load_examples(args.data, task, args.training.seed)

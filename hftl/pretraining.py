@@ -1,15 +1,19 @@
-"""More pretraining on the user's own texts before a run (`--pretrain_file`): does it help, and at which price?
+"""Pretraining on the user's own texts before a run (`--pretrain_file`): does it help, and at which price?
 
 One masked-lm run per checkpoint, file and number of steps, kept in the cache and shared by every run that asks for the
 same, so that a comparison makes it once. Its seconds and FLOPs are charged to each of them as if they had made it.
+Mode scratch pretrains random weights: what the own texts give without those that the checkpoint has seen.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +23,26 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hftl.assets import cache_dir, resolve_model
+from hftl.assets import cache_dir, compute_sha256, is_bundled, resolve_dataset, resolve_model
 from hftl.config import Arguments, parse_args
 from hftl.data.inputs import list_texts
 from hftl.data.load import load_splits
 from hftl.errors import UserError
 from hftl.models.load import read_config
+from hftl.models.modes import MODES
 from hftl.records import RunRecord
 from hftl.tasks import build_task
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
 TASK = "masked-lm"
 SEED = 0  # one pretraining for all seeds: that it might have come out otherwise is in no interval
+VALIDATION_FRACTION, MAX_VALIDATION_TEXTS = 0.2, 1000  # held out for the perplexity alone; of many texts a few suffice
 
 
 def continue_pretraining(
@@ -47,37 +58,66 @@ def continue_pretraining(
     Raises:
         UserError: the network finds no hidden words, or what is asked for makes no sense.
     """
-    path = args.model.pretrain_file
-    if path is None:
+    if args.model.pretrain_file is None:
         return args, {}
-    _check(args)
-    texts = load_splits(parse_args(["--task", TASK, "--train_file", path]).data)["train"]
-    _warn_of_test_texts(texts, splits, path)
-    folder = Path(cache_dir()) / "pretrained" / _compute_key(args)
-    is_new = not folder.is_dir()
-    if is_new:
-        _build(args, folder, train)
+    check_pretraining(args)
+    texts = read_texts(args)
+    _warn_of_test_texts(texts, splits, args.model.pretrain_file)
+    folder = find_folder(args)
+    started = time.perf_counter()
+    with _one_at_a_time(folder):
+        waited_seconds = time.perf_counter() - started
+        is_new = not folder.is_dir()
+        if is_new:
+            _build(args, folder, len(texts), train)
     made = RunRecord.read(folder)
     transformers.set_seed(args.training.seed)  # the same state, whether it was made now or was there
     described = {
         "from": args.model.model_name_or_path,
         "steps": args.model.pretrain_steps,
         "num_texts": made.data["num_train_examples"],
+        "num_examples_seen": made.cost["num_examples_seen"],
         "perplexity": made.metrics["validation"]["perplexity"],
         "train_seconds": made.cost["train_seconds"],
         "train_flops": made.cost["train_flops"],
         "is_new": is_new,
+        "waited_seconds": waited_seconds,
     }
     model = dataclasses.replace(args.model, model_name_or_path=str(folder), model_revision="main")
     return dataclasses.replace(args, model=model), described
 
 
-def _check(args: Arguments) -> None:
+def find_folder(args: Arguments) -> Path:
+    """Where the checkpoint is, or will be when somebody has made it."""
+    return Path(cache_dir()) / "pretrained" / _compute_key(args)
+
+
+def find_texts(name: str) -> str:
+    """The file that `--pretrain_file` stands for; of a bundled data set it is the one with the rows of train.
+
+    Raises:
+        UserError: there is none.
+    """
+    if is_bundled(name):
+        return resolve_dataset(name)["train"]
+    if not Path(name).expanduser().is_file():
+        raise UserError(f"--pretrain_file: there is no file {name} (working folder: {Path.cwd()}).")
+    return name
+
+
+def check_pretraining(args: Arguments) -> None:
+    """Refuse a pretraining that makes no sense, before anything is read or trained.
+
+    Raises:
+        UserError: it does not; says what is possible instead.
+    """
+    if args.model.pretrain_file is None:
+        return
     task = build_task(args.data.task)
-    if args.model.mode == "scratch" or task.modality != "text" or not task.has_new_head:
+    if args.model.mode not in MODES or task.modality != "text" or not task.has_new_head:
         raise UserError(
-            "--pretrain_file goes on with the pretraining of an encoder of texts, before --mode full, peft or probe; "
-            f"this is --mode {args.model.mode} of {task.name}."
+            "--pretrain_file pretrains an encoder of texts, before --mode full, peft, probe or scratch; this is "
+            f"--mode {args.model.mode} of {task.name}."
         )
     if args.training.push_to_hub and args.model.mode == "peft":
         raise UserError("--push_to_hub needs a base on the Hub, and with --pretrain_file the adapter's is made here.")
@@ -86,7 +126,22 @@ def _check(args: Arguments) -> None:
             "--pretrain_file works in one process. Train it first, `hftl train --task masked-lm --train_file "
             f"{args.model.pretrain_file}`, and name its folder as --model_name_or_path."
         )
+    find_texts(args.model.pretrain_file)
     read_config(args.model, build_task(TASK))  # which says what has no such head
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let a second run that wants the same wait until the first has made it; the lock ends with its process.
+
+    `lockf` as in `hftl.resuming.lock`, which refuses where this waits.
+    """
+    path = Path(cache_dir()) / "pretraining-locks" / folder.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def _warn_of_test_texts(texts: datasets.Dataset, splits: datasets.DatasetDict, path: str) -> None:
@@ -102,40 +157,74 @@ def _warn_of_test_texts(texts: datasets.Dataset, splits: datasets.DatasetDict, p
         )
 
 
-def _hash(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+def hash_texts(name: str) -> str:
+    """The sha256 of the file that `--pretrain_file` stands for; a comparison asks once a cell."""
+    path = Path(find_texts(name)).expanduser()
+    status = path.stat()
+    return _hash(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _hash(path: Path, *state: int) -> str:
+    return compute_sha256(path)
 
 
 def _compute_key(args: Arguments) -> str:
     checkpoint = Path(resolve_model(args.model.model_name_or_path))
     files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")] if checkpoint.is_dir() else []
     parts = [
-        _hash(args.model.pretrain_file),
+        hash_texts(args.model.pretrain_file),
         str(args.model.model_name_or_path),
-        *(_hash(path) for path in sorted(files)),  # a folder may have been trained again
+        # A folder may have been trained again.
+        *(_hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)),
         args.model.model_revision,
-        str(args.model.pretrain_steps),
+        *map(str, (args.model.mode == "scratch", args.model.config_overrides, args.model.pretrain_steps)),
         str(args.data.max_length),
+        metadata.version("hftl"),
         torch.__version__,
         transformers.__version__,
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def _build(args: Arguments, folder: Path, train: Callable[[Arguments], RunRecord]) -> None:
+def read_texts(args: Arguments) -> datasets.Dataset:
+    """The texts, in the columns of their file."""
+    words = ["--task", TASK, "--train_file", find_texts(args.model.pretrain_file)]
+    return load_splits(parse_args(words).data)["train"]
+
+
+def list_settings(args: Arguments, num_texts: int) -> dict[str, Any]:
+    """The flags of the pretraining as a run of its own, `mode` included."""
+    model = args.model
+    settings = {
+        "task": TASK,
+        "mode": "scratch" if model.mode == "scratch" else "full",
+        "train_file": find_texts(model.pretrain_file),
+        "validation_fraction": min(VALIDATION_FRACTION, MAX_VALIDATION_TEXTS / num_texts),
+        "model_name_or_path": model.model_name_or_path,
+        "model_revision": model.model_revision,
+        "config_overrides": model.config_overrides,
+        "max_steps": model.pretrain_steps,
+        "max_length": args.data.max_length,
+        "use_cpu": True if args.training.use_cpu else None,
+        "seed": SEED,
+    }
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _build(args: Arguments, folder: Path, num_texts: int, train: Callable[[Arguments], RunRecord]) -> None:
     """A masked-lm run, which is there when it is whole."""
     logger.info("Pretraining on %s first: %d steps.", args.model.pretrain_file, args.model.pretrain_steps)
-    words = ["--task", TASK, "--train_file", args.model.pretrain_file, "--max_steps", str(args.model.pretrain_steps)]
-    words += ["--model_name_or_path", args.model.model_name_or_path, "--model_revision", args.model.model_revision]
-    words += ["--max_length", str(args.data.max_length)] if args.data.max_length else []
-    words += ["--use_cpu"] if args.training.use_cpu else []
-    words += ["--disable_tqdm", str(args.training.disable_tqdm).lower(), "--seed", str(SEED)]
+    settings = list_settings(args, num_texts) | {"disable_tqdm": args.training.disable_tqdm}
+    mode = settings.pop("mode")
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
         built = Path(staging) / "run"
-        train(parse_args([*words, "--output_dir", str(built)], mode="full"))
-        _keep_pooling_layer(args, built)
-        with contextlib.suppress(OSError):  # another run has made the same meanwhile
+        train(parse_args([*words, "--output_dir", str(built)], mode=mode))
+        if mode != "scratch":
+            _keep_pooling_layer(args, built)
+        with contextlib.suppress(OSError):  # where the disk knows no locks another run may have made the same
             built.rename(folder)
 
 

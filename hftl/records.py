@@ -80,6 +80,13 @@ class RunRecord:
         if self.status not in STATUSES:
             raise unknown_name("status", self.status, STATUSES)
 
+    @property
+    def spent_seconds(self) -> float:
+        """What this very run took: `wall_seconds` without a pretraining that another one had made before."""
+        pretrained = self.model.get("pretrained") or {}
+        is_charged = pretrained and not pretrained["is_new"]
+        return self.cost.get("wall_seconds", 0.0) - (pretrained["train_seconds"] if is_charged else 0.0)
+
     def write(self, folder: str | os.PathLike) -> Path:
         """Write `run.json` into `folder`, which is made if need be, and return its path."""
         self.folder = Path(folder)

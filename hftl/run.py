@@ -48,7 +48,7 @@ from hftl.run_folder import (
 )
 from hftl.settings import (
     check_arguments,
-    check_best_metric,
+    check_label_settings,
     check_model,
     choose_head_rate,
     leave_room,
@@ -95,7 +95,7 @@ def run(
         with args.training.main_process_first():
             check_model(args, task)
             examples = load_examples(args.data, task, args.training.seed)
-            check_best_metric(args, examples.labels.problem_type)
+            check_label_settings(args, examples.labels.problem_type)
             args, pretrained = pretrain(args, examples, ledger)
             processor = load_processor(args, task, examples)
             rows = prepare_examples(examples, task, processor, args.data)
@@ -136,7 +136,7 @@ def run(
         for callback in [*([] if stop is None else [stop]), *callbacks]:
             trainer.add_callback(callback)
         record = start_record(args, examples, network, head, write_config(args, folder))
-        record.model |= {"coverage": coverage, "pretrained": pretrained or None}
+        record.model |= {"coverage": coverage, "pretrained": pretrained or None} | name_origin(args, pretrained)
         record.environment["precision"] = describe_precision(args.training, trainer.autocast)
         record.environment["auto_batch"] = batch or None
         record.data |= described
@@ -167,9 +167,15 @@ def pretrain(args: Arguments, examples: Examples, ledger: Ledger) -> tuple[Argum
     """The checkpoint after `--pretrain_file`, and its cost, which is charged whenever it was spent."""
     with ledger.bucket("other"):
         args, pretrained = continue_pretraining(args, examples.splits, run)
-    seconds = pretrained.get("train_seconds", 0.0)
-    ledger.add({"train_seconds": seconds, "other_seconds": -seconds if pretrained.get("is_new") else 0.0})
+    charged = pretrained.get("train_seconds", 0.0)
+    spent = charged if pretrained.get("is_new") else pretrained.get("waited_seconds", 0.0)
+    ledger.add({"train_seconds": charged, "other_seconds": -spent})
     return args, pretrained
+
+
+def name_origin(args: Arguments, pretrained: dict[str, Any]) -> dict[str, str]:
+    """The checkpoint that the user named, for a model card; an adapter needs what was made of it here."""
+    return {"name": pretrained["from"]} if pretrained and adapter_of(args.model) is None else {}
 
 
 def load_processor(args: Arguments, task: Task, examples: Examples) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 
 from hftl.auto_batch import check_auto_batch
 from hftl.config import Arguments
+from hftl.data.labels import REGRESSION
 from hftl.errors import UserError, unknown_name
 from hftl.models.adapters import adapter_of
 from hftl.models.load import read_config
@@ -82,6 +83,15 @@ def check_arguments(args: Arguments) -> None:
     check_checkpoint(args)
 
 
+def check_label_settings(args: Arguments, problem_type: str) -> None:
+    """What can be refused as soon as it is known what the labels are."""
+    check_best_metric(args, problem_type)
+    if args.training.label_smoothing_factor and problem_type == REGRESSION:  # there are no other classes to mix in
+        raise UserError(
+            f"--label_smoothing_factor is for classes, and these labels are numbers ({REGRESSION}). Leave it out."
+        )
+
+
 def check_best_metric(args: Arguments, problem_type: str) -> None:
     """The metric that chooses the best checkpoint must be one of the task's, and has its direction.
 
@@ -102,10 +112,10 @@ def check_best_metric(args: Arguments, problem_type: str) -> None:
 
 def _check_task_flags(args: Arguments) -> None:
     """A flag that only another task reads would be ignored."""
-    for task in TASKS.values():
-        for flag in task.flags:
-            if flag in args.given and flag not in TASKS[args.data.task].flags:
-                raise UserError(f"--{flag} is for --task {task.name}; this is {args.data.task}.")
+    known = {flag for task in TASKS.values() for flag in task.flags}
+    for flag in sorted(known & set(args.given) - set(TASKS[args.data.task].flags)):
+        fitting = [name for name, task in TASKS.items() if flag in task.flags]
+        raise UserError(f"--{flag} is for --task {', '.join(fitting)}; this is {args.data.task}.")
 
 
 def check_model(args: Arguments, task: Task) -> None:

@@ -15,6 +15,7 @@ import logging
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -237,7 +238,9 @@ class FineTuningTrainer(Trainer):
         smoothing = args.label_smoothing_factor
         loss = SummedLoss(partial(task.sum_loss, problem_type=problem_type, smoothing=smoothing))
         self.use_cache = getattr(kwargs["model"].config, "use_cache", None)  # which Trainer changes
-        super().__init__(compute_loss_func=loss, **kwargs)
+        with warnings.catch_warnings():  # of several labels a row the stock loss has no smoothing; this one has
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label", UserWarning)
+            super().__init__(compute_loss_func=loss, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss above is all there is: heads get no num_items_in_batch
         self.loss = loss
         self.progress = Progress(self)

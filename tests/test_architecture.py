@@ -87,6 +87,7 @@ STUDIES = {
     "data.load",
 }
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
+STUDIES |= {"pretraining"}  # what its texts are and what it takes, which a plan must foresee
 STUDIES |= {"allocator"}  # a worker runs many cells
 STUDIES |= {"api"}  # of `compare` itself, which can be called; no module below it imports it
 # What a run would take, told from its settings and without it; `probe` makes a few real steps.

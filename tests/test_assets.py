@@ -111,8 +111,8 @@ def test_a_changed_file_is_an_error_also_after_it_was_verified(toy_weights: Path
 
 def test_an_unchanged_file_is_hashed_once_per_cache(toy_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
-    compute_sha256 = assets._compute_sha256
-    monkeypatch.setattr(assets, "_compute_sha256", lambda path: hashed.append(path) or compute_sha256(path))
+    compute_sha256 = assets.compute_sha256
+    monkeypatch.setattr(assets, "compute_sha256", lambda path: hashed.append(path) or compute_sha256(path))
     assets.resolve_model("bundled:toy")
     assets.resolve_model("bundled:toy")
     assert hashed == [toy_weights]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hftl.class_weights import balance
+from hftl.class_weights import balance, parse_weights
 from hftl.config import parse_args
 from hftl.data.labels import IGNORED
 from hftl.errors import UserError
@@ -106,6 +106,39 @@ def test_weights_of_the_train_rows_stand_in_the_record(train):
     assert record.config["class_weights"] == "balanced"
 
 
+GIVEN = '{"weather": 6, "animal": 1, "motion": 2.5}'
+
+
+def test_weights_may_be_given_and_their_proportions_count(train, tmp_path):
+    record = train("--class_weights", GIVEN, "--label_column", "label")
+    weights = record.data["class_weights"]
+    assert list(weights) == list(COUNTS)
+    assert weights["motion"] / weights["animal"] == pytest.approx(2.5, abs=1e-4)
+    assert weights["weather"] / weights["animal"] == pytest.approx(6, abs=1e-4)
+    counts = record.data["audit"]["label_counts"]["train"]
+    assert sum(counts[name] * weights[name] for name in counts) == pytest.approx(sum(counts.values()), rel=1e-4)
+    (tmp_path / "w.yaml").write_text(f"label_column: label\nclass_weights: {GIVEN}\n")
+    assert parse_args([str(tmp_path / "w.yaml")]).data.class_weights == GIVEN
+    assert parse_args([str(record.folder / "config.yaml")]).data.class_weights == GIVEN
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ('{"animal": 1, "motion": 1, "wether": 1}', "Unknown label in --class_weights: 'wether'. Did you mean 'weath"),
+        ('{"animal": 1, "weather": 1}', "--class_weights says nothing about motion; give every label"),
+        ('{"animal": 1, "motion": "x", "weather": 1}', "motion is 'x'; give a number above 0"),
+        ('{"animal": 1, "motion": 0, "weather": 1}', "motion is 0; give a number above 0"),
+        ('{"animal": 1, "motion": true, "weather": 1}', "motion is True; give a number above 0"),
+        ("balancd", "--class_weights is 'balancd'; give none, balanced, or a number for each label"),
+        ("[1, 2]", "give none, balanced, or a number for each label"),
+    ],
+)
+def test_weights_that_do_not_fit_the_labels_are_refused_by_name(given, message):
+    with pytest.raises(UserError, match=message):
+        parse_weights(given, tuple(COUNTS))
+
+
 def test_without_the_flag_nothing_is_weighted(train):
     assert "class_weights" not in train("--label_column", "label").data
 
@@ -128,12 +161,21 @@ def test_tags_and_pixels_are_counted(train, folder, tmp_path):
     [
         (("--label_column", "value", "--problem_type", "regression"), "labels of which each is one class"),
         (("--label_column", "tags", "--problem_type", "multi_label_classification"), "each is one class"),
-        (("--task", "causal-lm"), "--class_weights is for --task"),
+        (("--task", "causal-lm"), "is for --task .*text-classification.*token-classification.*; this is causal-lm"),
     ],
 )
 def test_labels_that_are_no_classes_have_no_weights(train, flags, message):
     with pytest.raises(UserError, match=message):
         train("--class_weights", "balanced", *flags)
+
+
+def test_a_number_has_no_other_classes_to_be_smoothed_with(train):
+    with pytest.raises(UserError, match=r"--label_smoothing_factor is for classes, and these labels are numbers"):
+        train("--label_smoothing_factor", "0.1", "--label_column", "value", "--problem_type", "regression")
+    record = train(
+        *("--label_smoothing_factor", "0.1", "--label_column", "tags", "--problem_type", "multi_label_classification")
+    )
+    assert record.status == "completed"  # tests/test_trainer.py has what it does there
 
 
 @pytest.mark.parametrize("flags", [("--class_weights", "balanced"), ("--label_smoothing_factor", "0.1")])

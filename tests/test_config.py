@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hftl.config import parse_args, write_config
+from hftl.config import RENAMED, parse_args, write_config
 from hftl.errors import UserError
 from hftl.yaml_file import read_yaml
 
@@ -341,3 +341,13 @@ def test_a_filled_batch_size_is_not_recorded(tmp_path):
     args.set_defaults({"per_device_train_batch_size": 32, "learning_rate": 1e-3})
     assert "per_device_train_batch_size" not in args.resolved()
     assert args.resolved()["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize("words", ["--gradient_checkpointing true", "--gradient-checkpointing=true", ""])
+def test_the_old_name_of_activation_checkpointing_asks_for_the_new_one(tmp_path, words):
+    """A warning is an error here; transformers 5.23 warns at the old name."""
+    (tmp_path / "a.yaml").write_text('gradient_checkpointing: true\ngradient_checkpointing_kwargs: {"a": 1}\n')
+    args = parse_args([*([] if words else [str(tmp_path / "a.yaml")]), *words.split(), "--output_dir", str(tmp_path)])
+    assert args.training.gradient_checkpointing and len(RENAMED) in (0, 2)
+    expected = {RENAMED.get(name, name) for name in ["gradient_checkpointing"]} | {"mode"}
+    assert expected <= set(args.given) and not set(RENAMED) & set(args.given)

@@ -95,6 +95,20 @@ def train_in_two(settings):
     return launch("multi_cpu.yaml", ["-m", "hftl", "train"], settings | {"per_device_train_batch_size": 4})
 
 
+@pytest.mark.slow
+def test_weights_of_classes_are_the_same_in_two_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
+    settings = write_texts(tmp_path) | SETTINGS | {"mode": "full", "class_weights": '{"a": 5, "b": 1, "c": 0.2}'}
+    settings |= {"max_steps": 3, "save_strategy": "no"}
+    one = run(parse_args(as_words(settings | {"per_device_train_batch_size": 8, "output_dir": tmp_path / "one"})))
+    train_in_two(settings | {"output_dir": tmp_path / "two"})
+    two = RunRecord.read(tmp_path / "two")
+    assert one.data["class_weights"] == two.data["class_weights"]
+    losses = [[entry["loss"] for entry in record.history if "loss" in entry] for record in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 3
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
 def read_losses(folder):
     state = json.loads((folder / "checkpoint-9" / "trainer_state.json").read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]

@@ -1,14 +1,19 @@
 """Pretraining on one's own texts first: made once, charged always, and refused where it makes no sense."""
 
+import csv
 import logging
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import hftl
 from hftl import pretraining
 from hftl.config import parse_args
 from hftl.errors import UserError
+from hftl.merge import merge_run
+from hftl.records import read_predictions
 from hftl.run import run
 from tests import tiny
 
@@ -52,7 +57,7 @@ def test_it_is_made_once_and_a_run_that_finds_it_is_the_same(train, own, tmp_pat
         assert record.cost["train_seconds"] > found["train_seconds"] > 0
         assert record.cost["train_flops"] > found["train_flops"] > 0
         assert record.config["pretrain_file"].endswith("own.txt") and "model_name_or_path" in record.config
-        assert record.config["model_name_or_path"].endswith("bert")
+        assert record.config["model_name_or_path"].endswith("bert") and record.model["name"].endswith("bert")
 
 
 def test_the_body_is_another_one_than_without(train, own):
@@ -86,6 +91,40 @@ def test_adapters_and_probes_sit_on_it(train, own, mode):
         assert "pretrained" in (folder / "adapter_config.json").read_text()
 
 
+def test_an_adapter_is_asked_and_merged_over_what_it_was_trained_on(train, own, tmp_path, files):
+    """The configuration of the run names the checkpoint from which its base was made, which is another network."""
+    far = ("--learning_rate", 0.01, "--max_steps", 20)  # so far that the wrong base gives other answers
+    record, folder = train("peft", *own[:3], 40, *far)
+    assert record.model["name"] == str(next((tmp_path / "cache" / "pretrained").iterdir()))  # which `hftl push` asks
+    expected = read_predictions(folder)["probabilities"].max(1)
+    texts = [row["text"] for row in csv.DictReader((files / "test.csv").read_text().splitlines())]
+    merge_run(folder, tmp_path / "merged")
+    for name in (folder, tmp_path / "merged"):
+        found = [answer["probability"] for answer in hftl.load(str(name)).predict(texts)]
+        assert found == pytest.approx(expected.tolist(), abs=1e-5), name
+    shutil.rmtree(tmp_path / "cache" / "pretrained")
+    for ask in (lambda: hftl.load(str(folder)), lambda: merge_run(folder, tmp_path / "again")):
+        with pytest.raises(UserError, match="after pretraining on .*own.txt, which was kept in .* and is gone"):
+            ask()
+    assert len(hftl.load(str(tmp_path / "merged")).predict(texts)) == len(texts)
+
+
+def test_from_scratch_nothing_of_the_checkpoint_is_left(train, own, files, tmp_path):
+    record, folder = train("scratch", "--learning_rate", 0, "--config_overrides", "num_hidden_layers=1", *own)
+    (made,) = (tmp_path / "cache" / "pretrained").iterdir()
+    before, between, after = (load_file(path / "model.safetensors") for path in (files / "bert", made, folder))
+    body = [name for name in between if name.startswith("bert.")]
+    assert body and all(torch.equal(between[name], after[name]) for name in body)
+    assert not any("layer.1." in name for name in after) and any("layer.1." in name for name in before)
+    drawn = [name for name in before if name.endswith("dense.weight") and f"bert.{name}" in after]
+    assert drawn and not any(torch.equal(before[name], after[f"bert.{name}"]) for name in drawn)
+    assert record.mode == "scratch" and record.model["pretrained"]["steps"] == 4
+
+
+def test_texts_of_a_bundled_data_set_are_those_of_train():
+    assert pretraining.find_texts("bundled:wordnet").endswith("wordnet/train.parquet")
+
+
 def test_other_steps_are_another_pretraining(train, own, tmp_path):
     train("probe", *own, name="one")
     train("probe", *own[:3], 5, name="two")
@@ -103,7 +142,6 @@ def test_texts_of_test_among_them_are_said(train, files, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("mode", "task_words", "message"),
     [
-        ("scratch", (), "before --mode full, peft or probe; this is --mode scratch"),
         ("full", ("--task", "causal-lm", "--train_file", "{files}/own.txt"), "an encoder of texts"),
     ],
 )
@@ -114,7 +152,7 @@ def test_it_is_refused_where_it_makes_no_sense(train, own, files, mode, task_wor
 
 
 def test_a_file_that_is_not_there_is_named(train):
-    with pytest.raises(UserError, match="There is no file /nowhere.txt"):
+    with pytest.raises(UserError, match="--pretrain_file: there is no file /nowhere.txt"):
         train("full", "--pretrain_file", "/nowhere.txt")
 
 
@@ -129,4 +167,4 @@ def test_a_key_holds_all_that_changes_it(own, tmp_path):
 def test_an_adapter_over_it_cannot_be_pushed(files, own):
     words = ["--dataset", "x", "--model_name_or_path", f"{files}/bert", *map(str, own), "--push_to_hub", "true"]
     with pytest.raises(UserError, match="--push_to_hub needs a base on the Hub"):
-        pretraining._check(parse_args(words, mode="peft"))
+        pretraining.check_pretraining(parse_args(words, mode="peft"))

@@ -1,5 +1,6 @@
 """Token classification: windows, tags and their scores, files, mistakes, and what a run and a prediction give."""
 
+import gzip
 import random
 
 import numpy as np
@@ -180,6 +181,31 @@ def test_words_of_a_conll_file_are_tagged(tmp_path):
     (tmp_path / "new.conll").write_text("the O\ncat O\n\nrain O\n")
     stream = open_stream(str(tmp_path / "new.conll"), DataArguments(), "text")
     assert [window["tokens"] for window in stream.read(["tokens"], 5)] == [[["the", "cat"], ["rain"]]]
+
+
+def test_words_without_tags_can_be_tagged_but_not_learnt_from(tmp_path):
+    (tmp_path / "new.conll").write_text("the\ncat\n\nrain\n")
+    stream = open_stream(str(tmp_path / "new.conll"), DataArguments(), "text")
+    assert list(stream.features) == ["tokens"]
+    assert [window["tokens"] for window in stream.read(["tokens"], 5)] == [[["the", "cat"], ["rain"]]]
+    with pytest.raises(UserError, match="line 1: found 1 columns, expected 2: a word first, its tag last"):
+        load_splits(DataArguments(train_file=str(tmp_path / "new.conll")))
+
+
+def test_a_line_ends_where_hftl_predict_ends_it(tmp_path):
+    """`splitlines` makes two rows of one at these characters, which stand in texts from the web."""
+    texts = [f"one{mark}text" for mark in ("\u2028", "\u2029", "\x0b", "\x0c", "\x85", "\x1c")]
+    for ending in ("\n", "\r\n", "\r"):
+        path = tmp_path / f"{len(ending)}{ord(ending[0])}.txt"
+        path.write_bytes(ending.join(texts).encode())
+        assert load_splits(DataArguments(train_file=str(path)))["train"]["text"][:] == texts
+        stream = open_stream(str(path), DataArguments(), "text")
+        assert [window["text"] for window in stream.read(["text"], 9)] == [texts]
+    with gzip.open(tmp_path / "a.txt.gz", "wt") as file:
+        file.write("\n".join(texts))
+    assert load_splits(DataArguments(train_file=str(tmp_path / "a.txt.gz")))["train"]["text"][:] == texts
+    (tmp_path / "a.conll").write_text("".join(f"{text}\tO\n" for text in ["a\x85b", "c"]))
+    assert len(read_conll(tmp_path / "a.conll")["tokens"][0]) == 2
 
 
 def test_a_txt_file_of_texts_has_a_row_a_line(tmp_path):

@@ -13,12 +13,14 @@ from typing import Any
 
 from hftl.compare.campaign import Campaign, is_finished
 from hftl.compare.experiment import Arm, Experiment
-from hftl.compare.plan import Cell, build_cell, default_steps, effective_batch_size, split_budget
+from hftl.compare.plan import Cell, build_cell, default_steps, effective_batch_size, parse_cell, split_budget
 from hftl.errors import UserError
+from hftl.pretraining import find_folder, list_settings, read_texts
 from hftl.records import RunRecord
 
 SHORT, LONG = 2, 8  # optimizer steps of the two trainings
 NUM_TEST_ROWS = 64  # at most
+NUM_TEXTS = 320  # of a pretraining: its batches, and some to be held out
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,46 @@ def plan_steps(experiment: Experiment, arm: Arm, size: int, modality: str, setti
     return default_steps(arm, modality, num_train, batch_size)
 
 
+def predict_pretrainings(campaign: Campaign, modality: str) -> list[tuple[Cell, float, bool]]:
+    """Each pretraining on own texts with its seconds, once however many cells start from it, and whether it is made.
+
+    The start on a few texts is timed: looking through all of them and cutting them into tokens comes on top.
+    """
+    experiment, found = campaign.experiment, {}
+    for arm in experiment.arms:
+        cell = build_cell(experiment, arm, experiment.sizes[0], experiment.seeds[0], {}, modality=modality)
+        args = parse_cell(cell)
+        if args.model.pretrain_file is not None:
+            found.setdefault(find_folder(args), (arm.name, args))
+    rows = []
+    for folder, (name, args) in found.items():
+        num_texts = len(read_texts(args))
+        planned = Cell(f"{name}-pretraining", num_texts, 0, "pretraining", list_settings(args, num_texts))
+        cuts = {"num_train_examples": NUM_TEXTS - NUM_TEST_ROWS, "num_validation_examples": NUM_TEST_ROWS}
+        cuts = {"validation_fraction": 0.2} | (cuts if num_texts > 2 * NUM_TEXTS else {})
+        cells = [
+            dataclasses.replace(planned, settings=planned.settings | cuts | {"max_steps": steps}, trial=steps)
+            for steps in (SHORT, LONG)
+        ]
+        if not folder.is_dir():
+            campaign.run(cells, "Pilots of the pretraining")
+        rows.append((planned, 0.0 if folder.is_dir() else _extrapolate(campaign, cells, planned), folder.is_dir()))
+    return rows
+
+
+def _extrapolate(campaign: Campaign, cells: list[Cell], planned: Cell) -> float:
+    """Seconds of a pretraining, from those of two short ones."""
+    pilot = _measure(campaign, cells)
+    num_rows = round(planned.size * planned.settings["validation_fraction"])
+    steps = int(planned.settings["max_steps"])
+    return pilot.fixed_seconds + steps * pilot.seconds_per_step + num_rows * pilot.seconds_per_row
+
+
 def _pilot_cells(experiment: Experiment, arm: Arm, modality: str, num_test_rows: int) -> list[Cell]:
     cells = []
     for steps in (SHORT, LONG) if arm.is_trained else (0,):
         cell = build_cell(experiment, arm, experiment.sizes[0], experiment.seeds[0], {}, modality=modality)
-        settings = cell.settings | {"num_test_examples": num_test_rows}
+        settings = cell.settings | {"num_test_examples": num_test_rows, "pretrain_file": None}  # timed by itself
         if steps:
             settings |= {"max_steps": steps, "eval_strategy": "no", "save_strategy": "no"}
             settings |= {"load_best_model_at_end": "false", "early_stopping_patience": None, "num_train_epochs": None}
@@ -116,7 +153,7 @@ def _measure(campaign: Campaign, cells: list[Cell]) -> Pilot:
         if record.status != "completed":
             raise UserError(f"The arm {cells[0].arm!r} cannot be run: {record.error}")
     first, cost = records[0].cost, records[-1].cost
-    rows = sum(records[-1].data[f"num_{split}_examples"] for split in ("validation", "test"))
+    rows = sum(records[-1].data.get(f"num_{split}_examples") or 0 for split in ("validation", "test"))
     per_row = cost["evaluation_seconds"] / rows
     if len(records) == 1:
         return Pilot(None, None, per_row, cost["wall_seconds"] - cost["evaluation_seconds"])

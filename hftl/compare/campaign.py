@@ -77,7 +77,8 @@ class Campaign:
             for job in ENGINES[self.engine](jobs, num_workers=self.num_workers, may_start=self.may_start):
                 self.write_session()  # a kill loses no more than the time of the running cells
                 record = RunRecord.read(job.folder)
-                clock.add(job.cell, record.cost["wall_seconds"])
+                pretrained = record.model.get("pretrained") or {}  # once, and not before every cell that is left
+                clock.add(job.cell, record.cost["wall_seconds"] - pretrained.get("train_seconds", 0.0))
                 bar.update()
                 bar.set_postfix_str(f"{clock.describe()} left")
                 logger.info("%s", _describe(job.cell, record, self.experiment.metric, clock))
@@ -119,7 +120,8 @@ class Campaign:
         """Compute money of every cell in the folder."""
         prices = load_prices(None, self.experiment.prices)
         records = [RunRecord.read(path) for path in list_cell_folders(self.folder)]
-        priced = [price_cell(r.cost, r.environment, num_workers=self.cells_per_device, prices=prices) for r in records]
+        options = {"num_workers": self.cells_per_device, "prices": prices}
+        priced = [price_cell(r.cost | {"wall_seconds": r.spent_seconds}, r.environment, **options) for r in records]
         return sum(entry["compute_money"] or 0.0 for entry in priced)
 
 
@@ -231,5 +233,6 @@ def _describe(cell: Cell, record: RunRecord, metric: str, clock: TimeLeft) -> st
     seconds = record.cost.get("wall_seconds", 0.0)
     if record.status != "completed":
         return f"{cell.name}: {record.status} after {seconds:.0f} s: {record.error}"
-    score = record.metrics["test" if cell.role == "final" else "validation"][metric]
-    return f"{cell.name}: {metric} {score:.4f}, {seconds:.0f} s; {clock.describe()} left"
+    score = record.metrics["test" if cell.role == "final" else "validation"].get(metric)
+    said = "" if score is None else f"{metric} {score:.4f}, "  # a pretraining has other scores
+    return f"{cell.name}: {said}{seconds:.0f} s; {clock.describe()} left"

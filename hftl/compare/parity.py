@@ -110,7 +110,9 @@ def check_parity(
             split, overlaps (rows shared, such as {"train_test": 0}), config (settings, flat; all of them, or as hftl
             records them without those at their defaults), environment, code, validation_history ([{"step", "loss"}]),
             converged, num_test_reads, has_predictions (default: there is a folder), tuning (None: not tuned; or
-            trials, best_at_edge, extended, range, and best: the settings which this very cell got from tuning).
+            trials, best_at_edge, extended, range, and best: the settings which this very cell got from tuning),
+            pretrained (steps, num_texts, num_examples_seen, train_flops, train_seconds, perplexity of what was
+            trained on texts without labels before, which are in its train_flops and train_seconds).
         question: task, checkpoint, margin, budget, as in results.json.
         arms: name, mode, settings (what is declared for this arm alone), is_trained.
         expected: The plan: seeds, sizes, arms {name: mode}, trials, frame (one of `FRAMES`), schedules
@@ -314,7 +316,8 @@ def _read_length(cell: Cell) -> Mapping[str, Any]:
 def _read_budget(frame: str, cell: Cell) -> Mapping[str, Any]:
     if frame in ("flops", "wall_time"):
         name = "train_flops" if frame == "flops" else "train_seconds"
-        return {name: cell.get(name)}
+        value, before = cell.get(name), (cell.get("pretrained") or {}).get(name) or 0
+        return {name: None if value is None else value - before}  # the budget is one of training on labels
     return _read_length(cell)
 
 
@@ -585,6 +588,35 @@ def _find_unequal_products(study: Study) -> list[Finding]:
     return _compare(trained, lambda cell: {"precision": (cell.get("environment") or {}).get("precision")}) or []
 
 
+def _read_pretraining(cell: Cell) -> Mapping[str, Any]:
+    names = ("steps", "num_texts", "train_flops", "perplexity")
+    return {name: (cell.get("pretrained") or {}).get(name) for name in names}
+
+
+def _find_pretraining(study: Study) -> list[Finding]:
+    """What an arm has read and spent before its first label: once for all of its cells, and charged to each."""
+    pretrained = [cell for cell in study.completed if cell.get("pretrained")]
+    details = []
+    for arm in dict.fromkeys(cell["arm"] for cell in pretrained):
+        own = [cell for cell in pretrained if cell["arm"] == arm]
+        found = own[0]["pretrained"]
+        shares = [cell["pretrained"]["train_flops"] / cell["train_flops"] for cell in own if cell.get("train_flops")]
+        ends = dict.fromkeys(f"{end(shares):.0%}" for end in (min, max)) if shares else ()
+        share = f", {' to '.join(ends)} of all FLOPs of its cells" if shares else ""
+        details.append(
+            f"{arm}: {found['steps']:,} steps on {found['num_texts']:,} texts without labels "
+            f"({found['num_examples_seen']:,} read), {found['train_flops']:.2g} FLOPs{share}"
+        )
+    if not details:
+        return []
+    return [Finding(sorted({cell["arm"] for cell in pretrained}), "; ".join(details) + ".")]
+
+
+def _find_unequal_pretraining(study: Study) -> list[Finding]:
+    pretrained = [cell for cell in study.completed if cell.get("pretrained")]
+    return _compare(pretrained, _read_pretraining, by=("arm",)) or []
+
+
 def _find_quantized(study: Study) -> list[Finding]:
     noted, blocking = [], []
     for cell in study.completed:
@@ -778,6 +810,19 @@ RULES: list[Rule] = [
         "notes",
         "Each network has the default for its kind and width; `settings: {bf16: false}` makes all of them float32.",
         _find_unequal_products,
+    ),
+    Rule(
+        "pretraining on own texts",
+        "notes",
+        "That is what the arm is. It was made once, with one seed: that it might have come out otherwise is in no "
+        "interval. Its seconds and FLOPs are in those of each cell; a budget is one of the training after it.",
+        _find_pretraining,
+    ),
+    Rule(
+        "more than one pretraining",
+        "warns",
+        "Cells of one arm should start from the same weights; every machine has a cache of its own.",
+        _find_unequal_pretraining,
     ),
     Rule("quantized base", "notes", "Part of the arm where it is declared and frozen.", _find_quantized),
     Rule(

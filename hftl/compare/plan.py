@@ -21,6 +21,7 @@ from hftl.errors import UserError
 from hftl.examples import load_rows
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.models.modes import BATCH_SIZE, MODES, Schedule
+from hftl.pretraining import check_pretraining
 from hftl.settings import check_arguments, check_model
 from hftl.tasks import TASKS, build_task, leading_score, scores_of
 from hftl.yaml_file import as_words
@@ -293,12 +294,13 @@ def _check_fit(experiment: Experiment, facts: DataFacts) -> None:
             raise UserError(f"The arm {arm.name!r} needs a checkpoint: give model_name_or_path.")
         cell = build_cell(experiment, arm, experiment.sizes[0], TUNING_SEED, {}, modality=facts.modality)
         args = parse_cell(cell)
-        if arm.mode in MODES:
-            try:
+        try:
+            check_pretraining(args)
+            if arm.mode in MODES:
                 check_arguments(args)
                 check_model(args, build_task(args.data.task))
-            except UserError as error:
-                raise UserError(f"The arm {arm.name!r} cannot be run: {error}") from error
+        except UserError as error:
+            raise UserError(f"The arm {arm.name!r} cannot be run: {error}") from error
         for flag in arm.ranges:
             if not arm.is_trained:
                 raise UserError(f"ranges: the arm {arm.name!r} is not trained, so {flag} cannot be tuned.")

@@ -193,6 +193,7 @@ def describe_cell(cell: Finished, campaign: Campaign, prices: Prices) -> dict[st
         "num_train_examples": record.data.get("num_train_examples"),
         "num_validation_examples": record.data.get("num_validation_examples"),
         **{name: cost.get(name) for name in (*names, "num_examples_seen", "num_steps", "artifact_bytes")},
+        "spent_share": record.spent_seconds / cost["wall_seconds"] if cost.get("wall_seconds") else 1.0,
         "energy_kwh": energy.kwh,
         "energy_kind": energy.kind,
         **price_cell(cost | {"num_labels": cell.size}, environment, num_workers=campaign.num_workers, prices=prices),
@@ -418,6 +419,7 @@ def _evidence(cell: Finished, campaign: Campaign, tuned: dict[str, Any]) -> dict
         # A few equal inputs are a property of the data, reported as such; a leak is a matter of whole parts.
         "overlaps": {f"train_{s}": n if n > LEAK * sizes[s] else 0 for s, n in duplicates.items()},
         "config": record.config,
+        "pretrained": record.model.get("pretrained"),
         "environment": record.environment,
         "code": cell.code,
         "validation_history": history or None,
@@ -442,13 +444,15 @@ def add_up(
     sessions = read_sessions(campaign.folder)
     capacity = sum(session["wall_seconds"] * session["num_workers"] for session in sessions)
     everything = [
-        (cell.role, RunRecord.read(cell.folder).cost) for cell in read_cells(campaign.folder)
+        (cell.role, cell.record) for cell in read_cells(campaign.folder)
     ]  # pilots and cells of earlier settings were paid for as well
-    buckets = {name: sum(cost.get(f"{name}_seconds", 0.0) for _, cost in everything) for name in BUCKETS}
+    buckets = {name: sum(record.cost.get(f"{name}_seconds", 0.0) for _, record in everything) for name in BUCKETS}
+    # A cell is charged for a pretraining that another one had made: once is enough here.
+    buckets["train"] -= sum(record.cost.get("wall_seconds", 0.0) - record.spent_seconds for _, record in everything)
     buckets["idle"] = max(0.0, capacity - sum(buckets.values()))  # waiting, and importing libraries in the workers
     experiment = campaign.experiment
     labels = prices.label * max(experiment.sizes) * len(experiment.seeds)
-    compute = sum(row["compute_money"] or 0.0 for row in rows)
+    compute = sum((row["compute_money"] or 0.0) * row["spent_share"] for row in rows)
     return {
         "wall_seconds": sum(session["wall_seconds"] for session in sessions),
         "worker_seconds": capacity,
@@ -458,9 +462,9 @@ def add_up(
         "money": labels + compute,
         "label_money": labels,
         "compute_money": compute,
-        "energy_kwh": sum(row["energy_kwh"] or 0.0 for row in rows),
+        "energy_kwh": sum((row["energy_kwh"] or 0.0) * row["spent_share"] for row in rows),
         "energy_kind": sorted({row["energy_kind"] for row in rows}),
-        "tuning_seconds": sum(cost.get("wall_seconds", 0.0) for role, cost in everything if role == "tuning"),
+        "tuning_seconds": sum(record.spent_seconds for role, record in everything if role == "tuning"),
         "failed_seconds": sum(row["wall_seconds"] or 0.0 for row in rows if row["status"] != "completed"),
         "prices": prices.as_dict(),
         "to_target": reach_target(campaign, summary, prices),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hftl.compare.budget import choose_steps, predict_seconds, run_pilots
+from hftl.compare.budget import choose_steps, predict_pretrainings, predict_seconds, run_pilots
 from hftl.compare.campaign import Campaign, describe_seconds, is_finished, open_campaign
 from hftl.compare.engines import ENGINES, count_default_jobs
 from hftl.compare.experiment import read_experiment
@@ -99,8 +99,9 @@ class Prediction:
         """A line a cell and the total."""
         for cell, seconds, is_done in self.rows:
             yield f"{cell.name:40} {'finished' if is_done else describe_seconds(seconds)}"
-        left = sum(not is_done for *_, is_done in self.rows)
-        yield f"{left} of {len(self.rows)} cells left, about {describe_seconds(self.seconds)}"
+        cells = [(cell, is_done) for cell, _, is_done in self.rows if cell.role != "pretraining"]
+        left = sum(not is_done for _, is_done in cells)
+        yield f"{left} of {len(cells)} cells left, about {describe_seconds(self.seconds)}"
 
 
 def predict_study(campaign: Campaign) -> Prediction:
@@ -109,7 +110,8 @@ def predict_study(campaign: Campaign) -> Prediction:
     with open_campaign(campaign):
         pilots = run_pilots(campaign, facts.modality)
         steps = choose_steps(experiment, pilots, facts.modality)
-        rows = [
+        rows = predict_pretrainings(campaign, facts.modality)
+        rows += [
             (
                 cell,
                 predict_seconds(experiment, cell, pilots[cell.arm], facts.modality, facts.num_rows["test"]),

@@ -29,14 +29,19 @@ def is_conll(path: Path) -> bool:
     return width >= 2 and count >= ALIKE * len(lines) and len(lines) < len(begin)
 
 
-def read_conll(path: Path) -> datasets.Dataset:
+def read_conll(path: Path, *, needs_tags: bool = True) -> datasets.Dataset:
     """The sentences of a file.
+
+    Args:
+        path: of the file.
+        needs_tags: refuse a file of words alone, which can be tagged but not learnt from.
 
     Raises:
         UserError: it is not UTF-8, holds no sentence, or a line has another number of columns than the first.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open(encoding="utf-8-sig") as file:  # not `splitlines`, which ends a line at U+2028 and \x85 as well
+            lines = list(file)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error}); convert it, e.g. `iconv -f latin1 -t utf-8`.") from error
     rows: dict[str, list[list[str]]] = {"tokens": [], "tags": []}
@@ -52,10 +57,10 @@ def read_conll(path: Path) -> datasets.Dataset:
             continue
         columns = line.split("\t") if "\t" in line else line.split()
         width = width or len(columns)
-        if len(columns) != width or width < 2:
+        if len(columns) != width or (needs_tags and width < 2):
             raise UserError(
-                f"{path}, line {number}: found {len(columns)} columns, expected {max(2, width)}: a word first, its "
-                "tag last, an empty line after each sentence."
+                f"{path}, line {number}: found {len(columns)} columns, expected {max(1 + needs_tags, width)}: a word "
+                "first, its tag last, an empty line after each sentence."
             )
         if width == UNIVERSAL_COLUMNS and columns[0].replace("-", "").replace(".", "").isdigit():
             if not columns[0].isdigit():  # a contraction, or an empty node: its parts have lines of their own
@@ -65,4 +70,4 @@ def read_conll(path: Path) -> datasets.Dataset:
         tags.append(columns[-1])
     if not rows["tokens"]:
         raise UserError(f"{path} holds no sentence; expected one word a line with its tag, e.g. `Paris B-LOC`.")
-    return datasets.Dataset.from_dict(rows)
+    return datasets.Dataset.from_dict(rows if width > 1 else {"tokens": rows["tokens"]})

@@ -11,8 +11,9 @@ import logging
 import re
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import datasets
 import numpy as np
@@ -177,14 +178,25 @@ def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
 
 def _read_lines(path: Path) -> datasets.Dataset:
     """A text a line; empty lines are no rows."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise read_error(path, error) from error
-    rows = [line for line in lines if line.strip()]
+    rows = [line for line in read_lines(path) if line.strip()]
     if not rows:
         raise UserError(f"{path} has no rows; give a text a line.")
     return datasets.Dataset.from_dict({"text": rows})
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    r"""The lines of a text, which end at \n, \r\n and \r alone: `splitlines` would cut at U+2028 and \x85 as well."""
+    with open_text(path) as file:
+        try:
+            yield from (line.removesuffix("\n") for line in file)
+        except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+            raise read_error(path, error) from error
+
+
+def open_text(path: Path) -> TextIO:
+    """A text file, also one that ends in .gz."""
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    return opened(path, "rt", encoding="utf-8-sig")
 
 
 def _check_json(path: Path) -> None:

@@ -4,7 +4,6 @@ A source is `-` (lines), a table, a text with one row a line, an image, a folder
 training, with `:SPLIT` behind its name. Labels are not looked at, and columns are not chosen here.
 """
 
-import gzip
 import itertools
 import json
 import warnings
@@ -147,9 +146,9 @@ def _stream_file(path: Path, modality: str) -> Stream:
         read = _read_csv if kind == "csv" else _read_json
         return _with_first_window(path, lambda size: _explained(read(path, size), path))
     if files.ending(path) in conll.ENDINGS and (files.ending(path) != ".txt" or conll.is_conll(path)):
-        return _stream_rows(conll.read_conll(path))
+        return _stream_rows(conll.read_conll(path, needs_tags=False))
     if files.ending(path) == ".txt":
-        return _stream_lines(lambda: _read_text(path), modality, path.parent)
+        return _stream_lines(lambda: files.read_lines(path), modality, path.parent)
     raise UserError(
         f"{path} has an unknown ending; expected .txt with one row a line, or one of {', '.join(files.TABLE_FORMATS)}."
     )
@@ -219,7 +218,7 @@ def _read_csv(path: Path, size: int) -> Iterator[Window]:
 
 def _read_json(path: Path, size: int) -> Iterator[Window]:
     """JSON lines, one by one; a file that is one array is read whole."""
-    with _open_text(path) as file:
+    with files.open_text(path) as file:
         start = file.read(1)
         while start.isspace():
             start = file.read(1)
@@ -239,19 +238,6 @@ def _parse_lines(file: TextIO) -> Iterator[Any]:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number}: {error}") from error
-
-
-def _read_text(path: Path) -> Iterator[str]:
-    with _open_text(path) as file:
-        try:
-            yield from file
-        except UnicodeDecodeError as error:
-            raise files.read_error(path, error) from error
-
-
-def _open_text(path: Path) -> TextIO:
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    return opened(path, "rt", encoding="utf-8-sig")
 
 
 def _explained(windows: Iterator[Window], path: Path) -> Iterator[Window]:

@@ -20,7 +20,7 @@ from hftl.cost.flops import count_flops
 from hftl.estimation.live_memory import LiveMemory
 from hftl.models.head import head_modules
 from hftl.models.load import apply_overrides, build_empty, read_config
-from hftl.models.modes import find_mode
+from hftl.models.modes import find_mode, recompute_activations
 from hftl.precision import computing_in
 from hftl.tasks.base import Task
 
@@ -127,7 +127,7 @@ class Simulator:
         if plan.is_checkpointed:
             settings = {"use_reentrant": False, "preserve_rng_state": False}
             with _quiet():
-                network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+                recompute_activations(network, settings)
         if plan.is_quantized and plan.autocast is not None:  # unpacked for each product, not kept as casts are
             for module in _quantized_linear(network):
                 module.weight.data = module.weight.data.to(plan.autocast)

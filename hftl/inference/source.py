@@ -23,7 +23,7 @@ from hftl.assets import resolve_model
 from hftl.config import DataArguments, ModelArguments, parse_args
 from hftl.data.labels import LabelInfo
 from hftl.errors import UserError
-from hftl.models.load import load_config, load_pretrained
+from hftl.models.load import load_config, load_pretrained, name_base
 from hftl.records import RECORD_FILE, RunRecord
 from hftl.tasks import TASKS, build_task
 from hftl.tasks.base import Task, explained_loading
@@ -94,10 +94,11 @@ def find_source(name: str, revision: str = "main") -> ModelSource:
             return ModelSource(name, task, task.read_labels(config), model, data or _defaults(task), record=record)
         adapter = json.loads(Path(file).read_text(encoding="utf-8"))
         base = adapter.get("base_model_name_or_path")
-        pinned = adapter.get("revision") or "main"  # the commit of the base that the adapter was tuned on
-        model = (
-            settings.model if settings else ModelArguments(model_name_or_path=base, model_revision=pinned, mode="peft")
-        )
+        if settings:
+            model = name_base(settings.model, base)
+        else:
+            pinned = adapter.get("revision") or "main"  # the commit of the base that the adapter was tuned on
+            model = ModelArguments(model_name_or_path=base, model_revision=pinned, mode="peft")
         config = _adapter_config(path, run, model, revision)
     task = build_task(data.task) if data else _find_adapter_task(config, adapter, name)
     labels = _recorded_labels(record) or task.read_labels(config)

@@ -4,9 +4,9 @@ Weights are safetensors only, and no code from a repository is ever run.
 """
 
 import copy
+import dataclasses
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from hftl.tasks.base import explained_loading
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LoadedModel:
     """A network and what of it did not come from the checkpoint.
 
@@ -77,6 +77,28 @@ def _refuse_an_adapter(args: Any, source: str) -> None:
         advice.append(f"To go on with its own run, give --output_dir {name} --resume_from_checkpoint true.")
     over = f" over {base}" if base else ""
     raise UserError(f"{name} is an adapter ({adapter.get('peft_type')}){over}, not a network. {' '.join(advice)}")
+
+
+def name_base(args: Any, base: str | None) -> Any:
+    """The `ModelArguments` of a run, naming the network that its adapter sits on.
+
+    That is another one than `model_name_or_path` where the run pretrained that first (`pretrain_file`).
+
+    Args:
+        args: of the run, as its `config.yaml` says.
+        base: `base_model_name_or_path` of the adapter.
+
+    Raises:
+        UserError: the pretrained network was kept in the cache and is gone.
+    """
+    if args.pretrain_file is None:
+        return args
+    if not base or not Path(base).is_dir():
+        raise UserError(
+            f"The adapter sits on {args.model_name_or_path} after pretraining on {args.pretrain_file}, which was kept "
+            f"in {base} and is gone. Run its config.yaml again; `hftl merge RUN OUT` then makes one without a base."
+        )
+    return dataclasses.replace(args, model_name_or_path=base, model_revision="main", pretrain_file=None)
 
 
 def find_commit(args: Any) -> str | None:
@@ -181,7 +203,12 @@ def build_empty(task: Any, config: Any) -> PreTrainedModel:
 
 
 def build_random(args: Any, task: Any, config: Any) -> LoadedModel:
-    """The same network at random: nothing of the checkpoint but its configuration, changed by `config_overrides`."""
+    """The same network at random: nothing of the checkpoint but its configuration, changed by `config_overrides`.
+
+    With `pretrain_file` the checkpoint is one that was made from that on the user's own texts alone.
+    """
+    if args.pretrain_file is not None:
+        return load_pretrained(args, task, config)
     apply_overrides(config, args.config_overrides)
     network = getattr(transformers, task.auto_model).from_config(config, dtype=torch.float32, trust_remote_code=False)
     reset_random_norms(network)

@@ -149,6 +149,15 @@ def _evaluate_only(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     module.eval()
 
 
+def recompute_activations(network: nn.Module, settings: dict[str, Any] | None) -> None:
+    """Keep few activations for the backward pass and compute the others again, as Trainer does when it is asked to.
+
+    transformers 5.23 renamed the method, and warns at the old name; 5.17 has no other.
+    """
+    new = "activation_checkpointing_enable"
+    getattr(network, new if hasattr(network, new) else "gradient_checkpointing_enable")(settings)
+
+
 def _transformer_rate(schedule: Schedule) -> float:
     if (
         schedule.modality == "language"

