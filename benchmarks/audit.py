@@ -1,12 +1,12 @@
 """What the audit costs, what it finds of planted duplicates, and how often it is wrong on the bundled data.
 
-    python benchmarks/audit.py      # about 10 minutes on two cores; writes benchmarks/results/audit.json
+    python -m benchmarks.audit     # about 10 minutes on two cores; writes benchmarks/results/audit.json
 
 - Seconds for 100,000 glosses of WordNet, for 100,000 texts of 20 glosses, for 100,000 images of 28 px (blends of two
   of Fashion-MNIST, so that all are new) and for 20,000 JPEGs of 224 px (crops of the two photographs in scikit-learn).
   Beside them datasketch and imagehash, where they are installed, on 10,000 and 1,000 rows.
-- Recall: 1,000 rows of each kind are copied into test, edited: equal; other case, punctuation and white space; one
-  word in twenty replaced by one of another text, by the length of the text; JPEG of quality 60, 5 % smaller or larger.
+- Recall: 1,000 rows of each kind are copied into test, edited: texts lightly (text_edits.py), each edit for each
+  length, and beside it with a word replaced by one of another text; JPEG of quality 60, 5 % smaller or larger.
 - Alarms: rows of the bundled data in a group of near duplicates. How many of those are wrong is for eyes:
   docs/data-audit.md says what was seen.
 """
@@ -26,6 +26,7 @@ import numpy as np
 import sklearn.datasets
 from PIL import Image
 
+from benchmarks.text_edits import LIGHT, replace_words
 from hftl import assets
 from hftl.config import parse_args
 from hftl.data.audit import audit
@@ -39,7 +40,7 @@ from hftl.tasks import build_task
 RESULT = Path(__file__).parent / "results" / "audit.json"
 INFO = LabelInfo(REGRESSION, ("value",))  # labels play no part here
 PLANTED = 1000
-BANDS = ((5, 9), (10, 14), (15, 19), (20, 29), (30, 1000))
+BANDS = ((2, 4), (5, 9), (10, 14), (15, 19), (20, 1000))
 
 
 def read(name: str, column: str) -> list:
@@ -96,35 +97,32 @@ def count_found(train: list, copies: list, modality: str) -> float:
     return sum(f.counts.get("test", 0) for f in findings if f.kind.endswith("across_splits")) / len(copies)
 
 
-def replace_words(text: str, count: int, others: list[str], draw: random.Random) -> str:
-    words = text.split()
-    for place in draw.sample(range(len(words)), min(count, len(words))):
-        words[place] = draw.choice(draw.choice(others).split())
-    return " ".join(words)
-
-
-def restyle(text: str, draw: random.Random) -> str:
-    """Other case, punctuation and white space, the same words."""
-    style = draw.choice((str.upper, str.title, str.lower))
-    return "  " + style(text).replace(",", "").replace("; ", " - ").replace(" ", "\t ", 2) + draw.choice("!.?") + "\n"
-
-
-def measure_texts(texts: list[str]) -> dict[str, object]:
+def measure_texts(texts: list[str]) -> dict[str, float]:
+    """Copies over all lengths: equal, with one light edit, with words replaced."""
     draw = random.Random(0)
-    chosen = draw.sample(range(len(texts)), PLANTED)
-    originals = [texts[index] for index in chosen]
+    originals = draw.sample([text for text in texts if len(text.split()) > 1], PLANTED)
+    light = [draw.choice([*LIGHT.values()])(text, draw) for text in originals]
     at_rate = [replace_words(t, sum(draw.random() < 0.05 for _ in t.split()), texts, draw) for t in originals]
-    recall = {
-        "equal": count_found(texts, originals, "text"),
-        "case, punctuation, white space": count_found(texts, [restyle(text, draw) for text in originals], "text"),
-        "each word replaced with probability 1/20": count_found(texts, at_rate, "text"),
+    copies = {"equal": originals, "one light edit": light, "each word replaced with probability 1/20": at_rate}
+    return {edit: count_found(texts, values, "text") for edit, values in copies.items()}
+
+
+def measure_edits(texts: list[str]) -> dict[str, dict[str, float]]:
+    """Share of copies found, by what was done to them and by the number of their words."""
+    draw = random.Random(0)
+    edits = LIGHT | {
+        "one word replaced": lambda text, draw: replace_words(text, 1, texts, draw),
+        "one word in twenty, at least one, replaced": lambda text, draw: replace_words(
+            text, max(1, len(text.split()) // 20), texts, draw
+        ),
     }
+    found: dict[str, dict[str, float]] = {edit: {} for edit in edits}
     for low, high in BANDS:
-        band = [text for text in texts if low <= len(list_words([text])) <= high]
-        some = [draw.choice(band) for _ in range(PLANTED)]
-        edited = [replace_words(text, max(1, len(text.split()) // 20), texts, draw) for text in some]
-        recall[f"{low} to {high} words, one in twenty but at least one replaced"] = count_found(texts, edited, "text")
-    return recall
+        band = [text for text in texts if low <= len(list_words([text])) <= high and len(text.split()) > 1]
+        for name, edit in edits.items():
+            copies = [edit(text, draw) for text in draw.sample(band, PLANTED)]
+            found[name][f"{low} to {high}"] = count_found(texts, copies, "text")
+    return found
 
 
 def recode(data: bytes, scale: float) -> bytes:
@@ -236,6 +234,7 @@ def main() -> None:
             "bundled:fashion-mnist": measure_images(clothes),
             "JPEGs of 224 px": measure_images(photographs[:5000]),
         },
+        "edits": measure_edits(glosses),
         "alarms": {
             "bundled:wordnet": count_alarms(as_rows(texts=glosses), "text", group_texts),
             "bundled:wordnet-definitions": count_alarms(definitions, "language", group_texts),
@@ -243,12 +242,7 @@ def main() -> None:
         },
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print(
-        json.dumps(
-            {key: result[key] for key in ("seconds", "runs on bundled:wordnet", "libraries", "recall", "alarms")},
-            indent=2,
-        )
-    )
+    print(json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=2))
 
 
 if __name__ == "__main__":
