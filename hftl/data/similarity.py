@@ -6,8 +6,9 @@ This module must not know splits, labels or what is done about it.
 """
 
 import re
+import unicodedata
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import numpy as np
@@ -31,12 +32,21 @@ FREQUENCIES = 8  # in each direction, as in the usual 64-bit pHash
 
 # Scripts without spaces between words count letter by letter: Thai, kana, Chinese characters.
 _LETTERS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_DIGIT = re.compile(r"\d")
 _WORD = re.compile(f"[{_LETTERS}]|[^\\W{_LETTERS}]+")
 
 
 def list_words(texts: Sequence[str]) -> list[str]:
     """The words of an input without case and punctuation; those of a second text are not those of a first."""
-    return [f"{place or ''}{word}" for place, text in enumerate(texts) for word in _WORD.findall(text.casefold())]
+    return _tell_apart(map(_split, texts))
+
+
+def _split(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", text.casefold()))
+
+
+def _tell_apart(texts: Iterable[Sequence[str]]) -> list[str]:
+    return [f"{place or ''}{word}" for place, words in enumerate(texts) for word in words]
 
 
 def group_texts(inputs: Sequence[Sequence[str]]) -> np.ndarray:
@@ -44,9 +54,9 @@ def group_texts(inputs: Sequence[Sequence[str]]) -> np.ndarray:
 
     A word weighs the more the rarer it is (1 + log of the inverse document frequency, at most `MAX_WORD_WEIGHT`), so
     that "the capital of France" and "the capital of Spain" differ in what they say. Two spellings of a word
-    (`spelling`) are one. Keys are those of MinHash (Broder 1997), and for short texts, some of
-    which it misses, those of the words without each one or two. Texts with the same letters are compared by themselves: a lost space or a
-    mistyped "a" changes most of what two words weigh.
+    (`spelling`) are one. Keys are those of MinHash (Broder 1997) and, as it misses some short texts, those of their
+    words without each one or two. Short texts with the same letters are compared by themselves: where a space is lost,
+    or an "a" mistyped, most of what few words weigh is another.
 
     Args:
         inputs: one or more texts each.
@@ -54,7 +64,7 @@ def group_texts(inputs: Sequence[Sequence[str]]) -> np.ndarray:
     Returns:
         Group number of each input, int [N].
     """
-    words = [list_words(texts) for texts in inputs]
+    words = [[_split(text) for text in texts] for texts in inputs]
     bags, vocabulary = _count_words(words)
     compare = _Comparison(bags, vocabulary)
     links = [
@@ -73,10 +83,10 @@ def _find_shared_words(bags: sparse.csr_matrix) -> np.ndarray:
     return filled[find_pairs(chain(minhash, make_gap_keys(used.indices, used.indptr, _count_gaps)), len(filled))]
 
 
-def _find_shared_letters(words: Sequence[Sequence[str]]) -> np.ndarray:
+def _find_shared_letters(words: Sequence[Sequence[Sequence[str]]]) -> np.ndarray:
     """Pairs of texts of which all letters are equal, or all but one where they are few, int64 [M, 2]."""
-    # A digit counts twice, so that another digit is not another letter.
-    letters = [re.sub(r"\d", r"\g<0>\g<0>", "".join(text)) for text in words]
+    # One letter may differ, so two stand for what may not: a digit, and where a second text begins.
+    letters = [_DIGIT.sub(r"\g<0>\g<0>", "\n\n".join(map("".join, texts))) for texts in words]
     usable = np.flatnonzero([MIN_LETTERS <= len(text) <= MAX_LETTERS for text in letters])
     keys = make_letter_keys([letters[index] for index in usable], lambda length: int(length <= FEW_LETTERS))
     return usable[find_pairs(keys, len(usable))]
@@ -121,15 +131,15 @@ def _sum_rows(matrix: sparse.csr_matrix) -> np.ndarray:
 
 def _count_gaps(num_words: int) -> int:
     """How many words of a text may be others, where MinHash may miss it."""
-    return -1 if num_words > SHORT_TEXT else min(2, num_words - 1 - (num_words == 4) * 0)
+    return -1 if num_words > SHORT_TEXT else min(2, num_words - 1)
 
 
-def _count_words(words: Sequence[Sequence[str]]) -> tuple[sparse.csr_matrix, list[str]]:
+def _count_words(words: Sequence[Sequence[Sequence[str]]]) -> tuple[sparse.csr_matrix, list[str]]:
     """1 where an input has a word, float32 [N, V], and the words."""
     vocabulary: dict[str, int] = {}
     numbers, ends = array("i"), array("q", [0])
-    for text in words:  # no sets: their order, and with it the last digit of the recall, differs between processes
-        numbers.extend([vocabulary.setdefault(word, len(vocabulary)) for word in dict.fromkeys(text)])
+    for texts in words:  # no sets: their order, and with it the last digit of the recall, differs between processes
+        numbers.extend([vocabulary.setdefault(word, len(vocabulary)) for word in dict.fromkeys(_tell_apart(texts))])
         ends.append(len(numbers))
     shape = (len(words), max(1, len(vocabulary)))
     bags = sparse.csr_matrix((np.ones(len(numbers), np.float32), np.array(numbers), np.array(ends)), shape)

@@ -3,6 +3,7 @@
 This module must not know texts: it sees each word once, with the number of texts that have it.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ MIN_LETTERS, MAX_LETTERS = 3, 24  # of two letters one is half a word; beyond ar
 LONG_WORD = 6  # letters from which on two of them may be wrong
 SLIP = 30  # times as many texts have the word that was meant, where more than one has the slip
 
+# A word that is not of letters alone, such as a number, has none here.
+_PARTS = re.compile(r"(\d*)([^\W\d_]+$|)")
+
 
 def match_spellings(words: Sequence[str], counts: np.ndarray) -> np.ndarray:
     """Pairs of words that are equal but for one letter left out, put in, replaced or moved, in long words two.
@@ -21,19 +25,22 @@ def match_spellings(words: Sequence[str], counts: np.ndarray) -> np.ndarray:
     one letter more at the end of a word, as in plurals.
 
     Args:
-        words: each once.
+        words: each once; a number in front (the place of a second text) has to be the same.
         counts: texts that have it, int [V].
 
     Returns:
         Positions in `words`, int64 [M, 2].
     """
+    places, letters = zip(*(_PARTS.match(word).groups() for word in words), strict=True) if words else ((), ())
     found = [np.empty((0, 2), np.int64)]
     for num_gaps, shortest in ((1, MIN_LETTERS), (2, LONG_WORD)):
-        usable = np.flatnonzero([word.isalpha() and shortest <= len(word) <= MAX_LETTERS for word in words])
-        keys = make_letter_keys([words[index] for index in usable], lambda _, gaps=num_gaps: gaps)
+        usable = np.flatnonzero([shortest <= len(part) <= MAX_LETTERS for part in letters])
+        keys = make_letter_keys([letters[index] for index in usable], lambda _, gaps=num_gaps: gaps)
         pairs = usable[find_pairs(keys, len(usable))]
         is_slipped = is_slip(*np.sort(counts[pairs], axis=1).T, num_gaps)
-        found.append(pairs[is_slipped | np.array([_is_ending(words[a], words[b]) for a, b in pairs], bool)])
+        is_same_place = [places[a] == places[b] for a, b in pairs]
+        is_ending = [_is_ending(letters[a], letters[b]) for a, b in pairs]
+        found.append(pairs[np.array(is_same_place, bool) & (is_slipped | np.array(is_ending, bool))])
     return np.unique(np.concatenate(found), axis=0)
 
 
