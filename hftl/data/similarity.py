@@ -64,12 +64,11 @@ def group_texts(inputs: Sequence[Sequence[str]]) -> np.ndarray:
     Returns:
         Group number of each input, int [N].
     """
-    words = [[_split(text) for text in texts] for texts in inputs]
-    bags, vocabulary = _count_words(words)
+    bags, vocabulary, letters = _read_words(inputs)
     compare = _Comparison(bags, vocabulary)
     links = [
         keep_close(_find_shared_words(bags), compare.share_words),
-        keep_close(_find_shared_letters(words), compare.differ_in_slips),
+        keep_close(_find_shared_letters(letters), compare.differ_in_slips),
     ]
     return connect(np.concatenate(links), len(inputs))
 
@@ -83,11 +82,9 @@ def _find_shared_words(bags: sparse.csr_matrix) -> np.ndarray:
     return filled[find_pairs(chain(minhash, make_gap_keys(used.indices, used.indptr, _count_gaps)), len(filled))]
 
 
-def _find_shared_letters(words: Sequence[Sequence[Sequence[str]]]) -> np.ndarray:
+def _find_shared_letters(letters: Sequence[str]) -> np.ndarray:
     """Pairs of texts of which all letters are equal, or all but one where they are few, int64 [M, 2]."""
-    # One letter may differ, so two stand for what may not: a digit, and where a second text begins.
-    letters = [_DIGIT.sub(r"\g<0>\g<0>", "\n\n".join(map("".join, texts))) for texts in words]
-    usable = np.flatnonzero([MIN_LETTERS <= len(text) <= MAX_LETTERS for text in letters])
+    usable = np.flatnonzero([len(text) >= MIN_LETTERS for text in letters])
     keys = make_letter_keys([letters[index] for index in usable], lambda length: int(length <= FEW_LETTERS))
     return usable[find_pairs(keys, len(usable))]
 
@@ -134,23 +131,27 @@ def _count_gaps(num_words: int) -> int:
     return -1 if num_words > SHORT_TEXT else min(2, num_words - 1)
 
 
-def _count_words(words: Sequence[Sequence[Sequence[str]]]) -> tuple[sparse.csr_matrix, list[str]]:
-    """1 where an input has a word, float32 [N, V], and the words."""
+def _read_words(inputs: Sequence[Sequence[str]]) -> tuple[sparse.csr_matrix, list[str], list[str]]:
+    """1 where an input has a word, float32 [N, V], the words, and the letters of each input, of a long one none."""
     vocabulary: dict[str, int] = {}
-    numbers, ends = array("i"), array("q", [0])
-    for texts in words:  # no sets: their order, and with it the last digit of the recall, differs between processes
-        numbers.extend([vocabulary.setdefault(word, len(vocabulary)) for word in dict.fromkeys(_tell_apart(texts))])
+    numbers, ends, letters = array("i"), array("q", [0]), []
+    for texts in inputs:  # no sets: their order, and with it the last digit of the recall, differs between processes
+        words = [_split(text) for text in texts]
+        numbers.extend([vocabulary.setdefault(word, len(vocabulary)) for word in dict.fromkeys(_tell_apart(words))])
         ends.append(len(numbers))
-    shape = (len(words), max(1, len(vocabulary)))
+        joined = "\n\n".join(map("".join, words))
+        # One letter may differ, so two stand for what may not: a digit, and where a second text begins.
+        letters.append(_DIGIT.sub(r"\g<0>\g<0>", joined) if len(joined) <= MAX_LETTERS else "")
+    shape = (len(inputs), max(1, len(vocabulary)))
     bags = sparse.csr_matrix((np.ones(len(numbers), np.float32), np.array(numbers), np.array(ends)), shape)
-    return bags, list(vocabulary)
+    return bags, list(vocabulary), letters
 
 
 def _minhash_keys(bags: sparse.csr_matrix) -> np.ndarray:
     """Keys of each row, uint64 [N, TEXT_TABLES]: each is made of the smallest word under several random orders.
 
     Orders are permutations of the vocabulary, a gather and a minimum each: 117,000 glosses take 1 s. datasketch 2.0,
-    which hashes word by word, takes 22 s for the same (benchmarks/audit.py).
+    which hashes word by word, takes 22 s for the same (`python -m benchmarks.audit`).
     """
     draw = np.random.default_rng(0)
     keys = np.zeros((bags.shape[0], TEXT_TABLES), np.uint64)
