@@ -277,8 +277,9 @@ def audit_table() -> str:
     for edit, found in content["edits"].items():
         lines.append(f"| {edit} | {' | '.join(f'{100 * found[length]:.1f} %' for length in lengths)} |")
     return "\n".join(lines) + (
-        f"\n\n1,000 copies planted of each kind. One thread of two cores of an {content['environment']['cpu']}; "
-        f"{content['date']}, `python -m benchmarks.audit`."
+        f"\n\n1,000 copies planted of each kind. One thread of two cores of an "
+        f"{content['measured']['texts']['environment']['cpu']}; texts {content['measured']['texts']['date']}, images "
+        f"{content['measured']['images']['date']}, `python -m benchmarks.audit`."
     )
 
 
