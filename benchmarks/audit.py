@@ -124,6 +124,7 @@ def measure_edits(texts: list[str]) -> dict[str, dict[str, float]]:
         [text for text in texts if low <= len(list_words([text])) <= high and len(text.split()) > 1]
         for low, high in BANDS
     ]
+    names = [f"{low} to {high}" for low, high in BANDS]
     found = {}
     for name, edit in edits.items():
         copies = [edit(text, draw) for band in bands for text in draw.sample(band, PLANTED)]
@@ -219,7 +220,8 @@ def time_image_library(images: list[bytes]) -> dict[str, dict[str, float]]:
     start = time.perf_counter()
     look_at(as_rows(images=images[:1000]), "", "image")
     ours = round(time.perf_counter() - start, 2)
-    return {name: {"num_rows": 1000, "seconds": s} for name, s in (("imagehash.phash", theirs), ("look_at", ours))}
+    sides = {"imagehash.phash": theirs, "look_at": ours}
+    return {name: {"num_rows": 1000, "seconds": seconds} for name, seconds in sides.items()}
 
 
 def measure_all_texts() -> dict[str, dict]:
