@@ -130,9 +130,7 @@ def measure_edits(texts: list[str]) -> dict[str, dict[str, float]]:
         copies = [edit(text, draw) for band in bands for text in draw.sample(band, PLANTED)]
         groups = group_texts([[text] for text in texts + copies])
         is_found = np.isin(groups[len(texts) :], groups[: len(texts)]).reshape(len(BANDS), PLANTED)
-        found[name] = dict(
-            zip((f"{low} to {high}" for low, high in BANDS), is_found.mean(axis=1).tolist(), strict=True)
-        )
+        found[name] = dict(zip(names, is_found.mean(axis=1).tolist(), strict=True))
     return found
 
 
