@@ -115,10 +115,9 @@ def measure_edits(texts: list[str]) -> dict[str, dict[str, float]]:
     """Share of copies found, by what was done to them and by the number of their words."""
     draw = random.Random(0)
     edits = LIGHT | {
-        "one word replaced": lambda text, draw: replace_words(text, 1, texts, draw),
         "one word in twenty, at least one, replaced": lambda text, draw: replace_words(
             text, max(1, len(text.split()) // 20), texts, draw
-        ),
+        )
     }
     bands = [
         [text for text in texts if low <= len(list_words([text])) <= high and len(text.split()) > 1]
