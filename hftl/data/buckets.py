@@ -51,6 +51,7 @@ def make_gap_keys(
         yield np.concatenate(keys), np.concatenate(owners)
 
 
+# Any odd base has an inverse modulo 2 ** 64; members are mixed with the salt because small ones would collide.
 _SALT, _BASE = np.uint64(0x9E3779B97F4A7C15), 0xD1342543DE82EF95
 _INVERSE = pow(_BASE, -1, 2**64)
 
