@@ -42,7 +42,7 @@ def list_words(texts: Sequence[str]) -> list[str]:
 
 
 def _split(text: str) -> list[str]:
-    return _WORD.findall(unicodedata.normalize("NFKC", text.casefold()))
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def _tell_apart(texts: Iterable[Sequence[str]]) -> list[str]:
