@@ -1,12 +1,13 @@
 """What the audit costs, what it finds of planted duplicates, and how often it is wrong on the bundled data.
 
-    python benchmarks/audit.py      # about 10 minutes on two cores; writes benchmarks/results/audit.json
+    python -m benchmarks.audit           # about 10 minutes on two cores; writes benchmarks/results/audit.json
+    python -m benchmarks.audit texts     # half of it; or: images
 
 - Seconds for 100,000 glosses of WordNet, for 100,000 texts of 20 glosses, for 100,000 images of 28 px (blends of two
   of Fashion-MNIST, so that all are new) and for 20,000 JPEGs of 224 px (crops of the two photographs in scikit-learn).
   Beside them datasketch and imagehash, where they are installed, on 10,000 and 1,000 rows.
-- Recall: 1,000 rows of each kind are copied into test, edited: equal; other case, punctuation and white space; one
-  word in twenty replaced by one of another text, by the length of the text; JPEG of quality 60, 5 % smaller or larger.
+- Recall: 1,000 rows of each kind are copied into test, edited: texts lightly (text_edits.py), each edit for each
+  length, and beside it with a word replaced by one of another text; JPEG of quality 60, 5 % smaller or larger.
 - Alarms: rows of the bundled data in a group of near duplicates. How many of those are wrong is for eyes:
   docs/data-audit.md says what was seen.
 """
@@ -15,6 +16,7 @@ import importlib.util
 import io
 import json
 import random
+import sys
 import time
 import unittest.mock
 from collections.abc import Callable
@@ -26,6 +28,7 @@ import numpy as np
 import sklearn.datasets
 from PIL import Image
 
+from benchmarks.text_edits import LIGHT, replace_words
 from hftl import assets
 from hftl.config import parse_args
 from hftl.data.audit import audit
@@ -39,7 +42,7 @@ from hftl.tasks import build_task
 RESULT = Path(__file__).parent / "results" / "audit.json"
 INFO = LabelInfo(REGRESSION, ("value",))  # labels play no part here
 PLANTED = 1000
-BANDS = ((5, 9), (10, 14), (15, 19), (20, 29), (30, 1000))
+BANDS = ((2, 4), (5, 9), (10, 14), (15, 19), (20, 1000))
 
 
 def read(name: str, column: str) -> list:
@@ -64,8 +67,10 @@ def as_rows(texts: list[str] | None = None, images: list[bytes] | None = None) -
 def time_audit(modality: str, **values: list) -> dict[str, float]:
     rows = as_rows(**values)
     start = time.perf_counter()
+    start_cpu = time.process_time()
     audit(datasets.DatasetDict(train=rows), INFO, modality, is_thorough=True)
-    return {"num_rows": len(rows), "seconds": round(time.perf_counter() - start, 1)}
+    spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - start_cpu}
+    return {"num_rows": len(rows)} | {name: round(value, 1) for name, value in spent.items()}
 
 
 def time_run(**flags: int) -> dict[str, float]:
@@ -96,35 +101,36 @@ def count_found(train: list, copies: list, modality: str) -> float:
     return sum(f.counts.get("test", 0) for f in findings if f.kind.endswith("across_splits")) / len(copies)
 
 
-def replace_words(text: str, count: int, others: list[str], draw: random.Random) -> str:
-    words = text.split()
-    for place in draw.sample(range(len(words)), min(count, len(words))):
-        words[place] = draw.choice(draw.choice(others).split())
-    return " ".join(words)
-
-
-def restyle(text: str, draw: random.Random) -> str:
-    """Other case, punctuation and white space, the same words."""
-    style = draw.choice((str.upper, str.title, str.lower))
-    return "  " + style(text).replace(",", "").replace("; ", " - ").replace(" ", "\t ", 2) + draw.choice("!.?") + "\n"
-
-
-def measure_texts(texts: list[str]) -> dict[str, object]:
+def measure_texts(texts: list[str]) -> dict[str, float]:
+    """Copies over all lengths: equal, with one light edit, with words replaced."""
     draw = random.Random(0)
-    chosen = draw.sample(range(len(texts)), PLANTED)
-    originals = [texts[index] for index in chosen]
+    originals = draw.sample([text for text in texts if len(text.split()) > 1], PLANTED)
+    light = [draw.choice([*LIGHT.values()])(text, draw) for text in originals]
     at_rate = [replace_words(t, sum(draw.random() < 0.05 for _ in t.split()), texts, draw) for t in originals]
-    recall = {
-        "equal": count_found(texts, originals, "text"),
-        "case, punctuation, white space": count_found(texts, [restyle(text, draw) for text in originals], "text"),
-        "each word replaced with probability 1/20": count_found(texts, at_rate, "text"),
+    copies = {"equal": originals, "one light edit": light, "each word replaced with probability 1/20": at_rate}
+    return {edit: count_found(texts, values, "text") for edit, values in copies.items()}
+
+
+def measure_edits(texts: list[str]) -> dict[str, dict[str, float]]:
+    """Share of copies found, by what was done to them and by the number of their words."""
+    draw = random.Random(0)
+    edits = LIGHT | {
+        "one word in twenty, at least one, replaced": lambda text, draw: replace_words(
+            text, max(1, len(text.split()) // 20), texts, draw
+        )
     }
-    for low, high in BANDS:
-        band = [text for text in texts if low <= len(list_words([text])) <= high]
-        some = [draw.choice(band) for _ in range(PLANTED)]
-        edited = [replace_words(text, max(1, len(text.split()) // 20), texts, draw) for text in some]
-        recall[f"{low} to {high} words, one in twenty but at least one replaced"] = count_found(texts, edited, "text")
-    return recall
+    bands = [
+        [text for text in texts if low <= len(list_words([text])) <= high and len(text.split()) > 1]
+        for low, high in BANDS
+    ]
+    names = [f"{low} to {high}" for low, high in BANDS]
+    found = {}
+    for name, edit in edits.items():
+        copies = [edit(text, draw) for band in bands for text in draw.sample(band, PLANTED)]
+        groups = group_texts([[text] for text in texts + copies])
+        is_found = np.isin(groups[len(texts) :], groups[: len(texts)]).reshape(len(BANDS), PLANTED)
+        found[name] = dict(zip(names, is_found.mean(axis=1).tolist(), strict=True))
+    return found
 
 
 def recode(data: bytes, scale: float) -> bytes:
@@ -177,78 +183,95 @@ def crop_photographs(count: int, size: int = 224) -> list[bytes]:
     return crops
 
 
-def time_libraries(texts: list[str], images: list[bytes]) -> dict[str, dict[str, float]]:
-    """The usual libraries on the same rows."""
-    found = {}
-    if importlib.util.find_spec("datasketch"):
-        import datasketch
+def time_text_library(texts: list[str]) -> dict[str, dict[str, float]]:
+    """The usual library on the same rows, where it is installed."""
+    if not importlib.util.find_spec("datasketch"):
+        return {}
+    import datasketch
 
-        words = [[word.encode() for word in set(list_words([text]))] for text in texts[:10_000]]
-        start = time.perf_counter()
-        hashes = datasketch.MinHash.bulk(words, num_perm=128)
-        index = datasketch.MinHashLSH(threshold=0.8, num_perm=128)
-        for number, value in enumerate(hashes):
-            index.insert(number, value)
-            index.query(value)
-        found["datasketch"] = {"num_rows": len(words), "seconds": round(time.perf_counter() - start, 2)}
-        start = time.perf_counter()
-        group_texts([[text] for text in texts[:10_000]])
-        found["group_texts"] = {"num_rows": len(words), "seconds": round(time.perf_counter() - start, 2)}
-    if importlib.util.find_spec("imagehash"):
-        import imagehash
-
-        start = time.perf_counter()
-        for data in images[:1000]:
-            imagehash.phash(Image.open(io.BytesIO(data)))
-        found["imagehash.phash"] = {"num_rows": 1000, "seconds": round(time.perf_counter() - start, 2)}
-        start = time.perf_counter()
-        look_at(as_rows(images=images[:1000]), "", "image")
-        found["look_at"] = {"num_rows": 1000, "seconds": round(time.perf_counter() - start, 2)}
-    return found
+    words = [[word.encode() for word in set(list_words([text]))] for text in texts[:10_000]]
+    start = time.perf_counter()
+    hashes = datasketch.MinHash.bulk(words, num_perm=128)
+    index = datasketch.MinHashLSH(threshold=0.8, num_perm=128)
+    for number, value in enumerate(hashes):
+        index.insert(number, value)
+        index.query(value)
+    theirs = round(time.perf_counter() - start, 2)
+    start = time.perf_counter()
+    group_texts([[text] for text in texts[:10_000]])
+    ours = round(time.perf_counter() - start, 2)
+    return {
+        name: {"num_rows": len(words), "seconds": s} for name, s in (("datasketch", theirs), ("group_texts", ours))
+    }
 
 
-def main() -> None:
-    datasets.disable_progress_bars()
-    glosses, clothes = read("wordnet", "text"), read("fashion-mnist", "image")
-    draw = random.Random(1)
+def time_image_library(images: list[bytes]) -> dict[str, dict[str, float]]:
+    if not importlib.util.find_spec("imagehash"):
+        return {}
+    import imagehash
+
+    start = time.perf_counter()
+    for data in images[:1000]:
+        imagehash.phash(Image.open(io.BytesIO(data)))
+    theirs = round(time.perf_counter() - start, 2)
+    start = time.perf_counter()
+    look_at(as_rows(images=images[:1000]), "", "image")
+    ours = round(time.perf_counter() - start, 2)
+    sides = {"imagehash.phash": theirs, "look_at": ours}
+    return {name: {"num_rows": 1000, "seconds": seconds} for name, seconds in sides.items()}
+
+
+def measure_all_texts() -> dict[str, dict]:
+    glosses, draw = read("wordnet", "text"), random.Random(1)
     long_texts = [" ".join(draw.sample(glosses, 20)) for _ in range(100_000)]
-    photographs = crop_photographs(20_000)
-    definitions = datasets.concatenate_datasets(
-        [datasets.Dataset.from_parquet(p) for p in assets.resolve_dataset("bundled:wordnet-definitions").values()]
-    )
-    result = {
-        "date": date.today().isoformat(),
-        "environment": describe_environment(),
+    files = assets.resolve_dataset("bundled:wordnet-definitions").values()
+    definitions = datasets.concatenate_datasets([datasets.Dataset.from_parquet(path) for path in files])
+    return {
         "seconds": {
             "glosses": time_audit("text", texts=glosses[:100_000]),
             "texts of 20 glosses": time_audit("text", texts=long_texts),
-            "images of 28 px": time_audit("image", images=blend(clothes, 100_000)),
-            "JPEGs of 224 px": time_audit("image", images=photographs),
-            "bundled:fashion-mnist": time_audit("image", images=clothes),
         },
         "runs on bundled:wordnet": {
             "1,000 train rows": time_run(num_train_examples=1000, num_validation_examples=1000),
             "all rows": time_run(),
         },
-        "libraries": time_libraries(glosses, clothes),
-        "recall": {
-            "bundled:wordnet": measure_texts(glosses),
-            "bundled:fashion-mnist": measure_images(clothes),
-            "JPEGs of 224 px": measure_images(photographs[:5000]),
-        },
+        "libraries": time_text_library(glosses),
+        "recall": {"bundled:wordnet": measure_texts(glosses)},
+        "edits": measure_edits(glosses),
         "alarms": {
             "bundled:wordnet": count_alarms(as_rows(texts=glosses), "text", group_texts),
             "bundled:wordnet-definitions": count_alarms(definitions, "language", group_texts),
-            "bundled:fashion-mnist": count_alarms(as_rows(images=clothes), "image", group_images),
         },
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print(
-        json.dumps(
-            {key: result[key] for key in ("seconds", "runs on bundled:wordnet", "libraries", "recall", "alarms")},
-            indent=2,
-        )
-    )
+
+
+def measure_all_images() -> dict[str, dict]:
+    clothes, photographs = read("fashion-mnist", "image"), crop_photographs(20_000)
+    return {
+        "seconds": {
+            "images of 28 px": time_audit("image", images=blend(clothes, 100_000)),
+            "JPEGs of 224 px": time_audit("image", images=photographs),
+            "bundled:fashion-mnist": time_audit("image", images=clothes),
+        },
+        "libraries": time_image_library(clothes),
+        "recall": {
+            "bundled:fashion-mnist": measure_images(clothes),
+            "JPEGs of 224 px": measure_images(photographs[:5000]),
+        },
+        "alarms": {"bundled:fashion-mnist": count_alarms(as_rows(images=clothes), "image", group_images)},
+    }
+
+
+def main() -> None:
+    datasets.disable_progress_bars()
+    parts = {"texts": measure_all_texts, "images": measure_all_images}
+    result = json.loads(RESULT.read_text())
+    for part in sys.argv[1:] or parts:
+        environment = describe_environment()
+        for section, values in parts[part]().items():
+            result[section] = {**result.get(section, {}), **values}
+        result["measured"][part] = {"date": date.today().isoformat(), "environment": environment}
+        RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

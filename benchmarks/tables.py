@@ -294,9 +294,14 @@ def audit_table() -> str:
     for data, row in content["alarms"].items():
         result = f"{100 * row['share']:.2f} %"
         lines.append(f"| rows reported as near duplicates | {data}, {row['distinct_rows']:,} distinct | {result} |")
+    lengths = list(next(iter(content["edits"].values())))
+    lines += ["", f"| copies found, by number of words | {' | '.join(lengths)} |", "|---" * (len(lengths) + 1) + "|"]
+    for edit, found in content["edits"].items():
+        lines.append(f"| {edit} | {' | '.join(f'{100 * found[length]:.1f} %' for length in lengths)} |")
     return "\n".join(lines) + (
-        f"\n\n1,000 copies planted of each kind. One thread of two cores of an {content['environment']['cpu']}; "
-        f"{content['date']}, `python benchmarks/audit.py`."
+        f"\n\n1,000 copies planted of each kind. One thread of two cores of an "
+        f"{content['measured']['texts']['environment']['cpu']}; texts {content['measured']['texts']['date']}, images "
+        f"{content['measured']['images']['date']}, `python -m benchmarks.audit`."
     )
 
 

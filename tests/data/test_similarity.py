@@ -88,6 +88,57 @@ def test_scripts_without_spaces_are_compared_letter_by_letter():
     assert share_group(groups, 0, 1) and not share_group(groups, 0, 2)
 
 
+@pytest.mark.parametrize(
+    "edited",
+    [
+        "a smal bird of northern forests",  # letters
+        "a samll bird of nothern forests",  # in two words
+        "as mall bird of northern forests",  # spaces
+        "a smallbird of northern forests",
+        "x small bird of northern forests",
+        "small bird of northern forests",  # an article
+        "a small bird of forests northern",
+        "a small bird of northern forest",
+        "A ｓｍａｌｌ bird of northern forests",  # wide letters
+    ],
+)
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_short_text_with_a_light_edit_is_found(edited, is_alone):
+    others = [] if is_alone else [f"{text} a small northern bird of the forest" for text in make_texts(100, 5)]
+    groups = group_texts([["a small bird of northern forests"], [edited], *([text] for text in others)])
+    assert share_group(groups, 0, 1)
+    assert len(set(groups)) == len(groups) - 1
+
+
+def test_a_light_edit_of_the_second_text_is_found():
+    pairs = [["is it raining", "the weather is fine"], ["is it raining", "the weatheris fine"]]
+    assert share_group(group_texts([*pairs, *([text, text] for text in make_texts(20, 5))]), 0, 1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "a small fish of northern forests",
+        "a small bird of southern forests",
+        "a small bird of northern deserts",
+        "a small bird",
+    ],
+)
+def test_a_short_text_with_another_word_is_another_text(other):
+    assert len(set(group_texts([["a small bird of northern forests"], [other]]))) == 2
+
+
+def test_words_one_letter_apart_that_many_use_are_two_words():
+    frames = ["the house in the {}", "a wind from the {}", "facing {}", "going {} slowly", "{} of here", "the far {}"]
+    texts = [frame.format(side) for frame in frames for side in ("east", "west")]
+    assert len(set(group_texts([[text] for text in texts]))) == len(texts)
+
+
+def test_another_number_is_another_text():
+    groups = group_texts([["the parliament of the year 1856"], ["the parliament of the year 1857"]])
+    assert len(set(groups)) == 2
+
+
 def test_every_pair_above_the_threshold_is_found():
     """Against a comparison of all with all."""
     draw = random.Random(3)
