@@ -163,23 +163,31 @@ def adapter_table(data: str) -> str:
 
 
 def language_table() -> str:
-    """A small language model tuned in every way, on a GPU."""
+    """A small language model tuned in every way, against full fine-tuning."""
     content = read("compare-smollm2/results")
-    lines = ["| SmolLM2-135M | weights trained | bits per byte | seeds | peak memory | file |", "|---" * 6 + "|"]
+    head = ["SmolLM2-135M", "weights trained", "bits per byte", "against full", "verdict", "FLOPs", "seconds"]
+    head += ["peak memory", "file"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     arms = {arm["name"]: arm for arm in content["arms"]}
+    pairs = {pair["a"]: pair for pair in content["pairs"] if pair["b"] == "full"}
+    flops = next(entry["train_flops"] for entry in content["summary"] if entry["arm"] == "full")
     for entry in sorted(content["summary"], key=lambda entry: entry["mean"]):
         arm = arms[entry["arm"]]
         share = arm["num_trainable_parameters"] / arm["num_parameters"]
-        cells = [arm["title"], _say_share(share), _say_score(entry)]
-        cells += [f"{entry['num_seeds']}", f"{entry['peak_memory_bytes'] / 1e9:.2f} GB"]
+        cells = [arm["title"], _say_share(share), _say_score(entry), "", ""]
+        if pair := pairs.get(entry["arm"]):
+            low, high = (f"{pair[end]:+.3f}" for end in ("low", "high"))
+            cells[3:] = [f"{pair['difference']:+.3f} ({low} to {high})", pair["verdict"]]
+        cells += [f"{entry['train_flops'] / flops:.2f}x", f"{entry['wall_seconds']:.0f}"]
+        cells.append(f"{entry['peak_memory_bytes'] / 1e9:.2f} GB")
         lines.append(f"| {' | '.join(cells)} | {arm['file_bytes'] / 1e6:.1f} MB |")
-    missing = ", ".join(f"{cell['arm']} {cell['seed']}" for cell in content["missing"])
+    question, size = content["question"], content["sizes"][0]
+    held_out = int(size * question["validation_fraction"])
     return "\n".join(lines) + (
-        f"\n\nLower is better; {content['question']['num_test_examples']:,} definitions of WordNet, 2,500 to learn "
-        f"from; FLOPs are left out, since those of 4-bit products were not counted yet. "
-        f"{content['question']['budget']['sentence']} {content['question']['tuning_sentence']} Ten cells shared one "
-        f"H100, whose memory ran out under one trial of QLoRA and under these seeds, which are missing: {missing}. "
-        f"{content['date']}, `{_say_command(content)}`."
+        f"\n\nLower is better; {question['num_test_examples']} definitions of WordNet, {size - held_out} to learn "
+        f"from and {held_out} to validate, {len(content['seeds'])} seeds, paired; *equivalent*: within "
+        f"{question['margin']}. {question['budget']['sentence']} {question['tuning_sentence']} Two cells at a time on "
+        f"two CPU cores, evaluation included in the seconds. {content['date']}, `{_say_command(content)}`."
     )
 
 

@@ -5,6 +5,7 @@ The public names: `hftl.train`, `hftl.compare` and `hftl.load` do what the verbs
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
 __all__ = ["RunRecord", "__version__", "compare", "load", "parse_args", "train"]
+
+# peft imports bitsandbytes, which on some processors warns of a kernel that it has not got and does without.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 # Without `run`: whether `hftl.run` were the function or the module would depend on what was imported before.
 # `hftl.compare` is a module that can be called, so that it is the same whatever was imported before.

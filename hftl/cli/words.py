@@ -65,7 +65,6 @@ def configure_logging() -> None:
     """Our own messages in full; of the libraries, errors only, and progress bars where somebody watches."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("hftl").setLevel(logging.INFO)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels that only 4-bit weights would use
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
 
 

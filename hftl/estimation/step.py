@@ -244,7 +244,7 @@ def _forward(network: nn.Module, task: Task, shape: Shape, plan: Plan) -> tuple[
 
 def _make_inputs(network: nn.Module, task: Task, shape: Shape) -> dict[str, torch.Tensor]:
     if task.modality == "image":
-        return {"pixel_values": torch.zeros(shape.rows, network.config.num_channels, shape.length, shape.length)}
+        return {"pixel_values": torch.zeros(shape.rows, 3, shape.length, shape.length)}  # RGB, as collators make them
     ids = torch.zeros(shape.rows, shape.length, dtype=torch.long)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return inputs | ({"decoder_input_ids": ids} if network.config.is_encoder_decoder else {})
