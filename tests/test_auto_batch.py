@@ -101,12 +101,13 @@ def test_the_probe_leaves_weights_buffers_and_chance_as_they_were(monkeypatch):
     training = SimpleNamespace(
         **{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "device": CPU, "world_size": 1},
         **{"resume_from_checkpoint": None, "fp16": False, "bf16": False, "gradient_checkpointing": False, "seed": 0},
-        label_smoothing_factor=0.0,
+        **{"label_smoothing_factor": 0.0, "torch_compile": False},
     )
     monkeypatch.setattr(
         auto_batch.Trainer, "get_optimizer_cls_and_kwargs", lambda args, model: (torch.optim.AdamW, {"lr": 0.1})
     )
-    args = SimpleNamespace(training=training, model=SimpleNamespace(auto_batch=True, mode="full"), given=set())
+    model, data = SimpleNamespace(auto_batch=True, mode="full"), SimpleNamespace(task="image-classification")
+    args = SimpleNamespace(training=training, model=model, data=data, given=set())
     fit_batch(args, network, rows, build_collator("resnet"), build_task("image-classification"), SINGLE)
 
     assert any("running_mean" in name for name in moved) and any("weight" in name for name in moved)

@@ -277,7 +277,8 @@ def test_resumed_run_equals_the_uninterrupted_one(case, mode, runs, base_folder)
 def test_random_network_has_no_random_norm_scales():
     """transformers 5.23 draws EfficientNet's from N(0, 0.02): the signal is gone after a few layers."""
     config = transformers.EfficientNetConfig(image_size=64, width_coefficient=0.25, depth_coefficient=0.25)
-    network = build_random(SimpleNamespace(config_overrides=None), build_task("image-classification"), config).network
+    args = SimpleNamespace(config_overrides=None, pretrain_file=None)
+    network = build_random(args, build_task("image-classification"), config).network
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms and all((module.weight == 1).all() for module in norms)
 

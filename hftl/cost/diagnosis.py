@@ -78,10 +78,10 @@ def _on_data(cost: Mapping[str, Any], settings: Mapping[str, Any]) -> Remedy | N
     wanted = min(enough, settings["num_free_cores"])
     kind = "image decoding and augmentation" if settings["modality"] == "image" else "batches of text"
     found = f"The model waits {wait / train:.0%} of the training time for {kind}" if train else ""
-    if wanted <= workers:
+    faster = max(compute, load / max(1, wanted))
+    if wanted <= workers or train - faster < MIN_SHARE * train:
         smaller = "a smaller --image_size" if settings["modality"] == "image" else "a shorter --max_length"
         return Remedy(wait, f"{found}, and no processor core is left for more loader workers: {smaller} would help.")
-    faster = max(compute, load / wanted)
     noun = "worker" if wanted == 1 else "workers"
     advice = f"{wanted} {noun} (--dataloader_num_workers {wanted}) would give about {train / faster:.1f}x"
     return Remedy(train - faster, f"{found}: {advice}.")

@@ -37,7 +37,8 @@ def test_photos_have_a_validation_split_of_their_own(tmp_path):
     counts = {split.name: len(list(split.glob("*/*.jpg"))) for split in folder.iterdir()}
     assert counts == {"train": 20, "validation": 100, "test": 10}
     assert len(list((folder / "validation").iterdir())) == 10
-    assert Image.open(next((folder / "train").glob("*/*.jpg"))).size == (256, 256)
+    with Image.open(next((folder / "train").glob("*/*.jpg"))) as photo:
+        assert photo.size == (256, 256)
 
 
 def test_without_torchvision_the_script_is_not_started(tmp_path, monkeypatch):

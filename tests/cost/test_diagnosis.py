@@ -45,6 +45,11 @@ def test_no_worker_is_advised_where_no_core_is_free():
     assert "no processor core is left" in sentence and "--image_size" in sentence
 
 
+def test_no_worker_is_advised_where_the_free_cores_win_little():
+    sentence = diagnose(FINE | {"data_wait_seconds": 74.0}, SETTINGS | {"num_free_cores": 1})  # 80 s become 74
+    assert "waits 92% of the training time" in sentence and "a shorter --max_length would help" in sentence
+
+
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
