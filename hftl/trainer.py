@@ -11,8 +11,10 @@ where there are some.
 - Time, tokens and FLOPs are counted as they are spent.
 """
 
+import errno
 import logging
 import math
+import os
 import shutil
 import time
 import warnings
@@ -118,8 +120,9 @@ def _own_names(network: torch.nn.Module) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says so: on an accelerator by its type, on a CPU by the name of the allocator."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Whether it says so: by its type, by the name of torch's allocator on a CPU, or in the system's words."""
+    words = ("DefaultCPUAllocator", os.strerror(errno.ENOMEM))  # the latter where a file of weights cannot be mapped
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 class Meter:

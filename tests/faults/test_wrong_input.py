@@ -469,10 +469,11 @@ def test_a_run_that_diverges_ends_with_code_3_and_leaves_no_model(train):
             "Out of memory: .*--auto_batch.*--gradient_ch.*peft.*nf4",
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Out of memory: .*--auto_batch"),
+        (RuntimeError("unable to mmap 8906352 bytes: Cannot allocate memory (12)"), "Out of memory: .*--auto_batch"),
         (MemoryError(), "Out of memory: .*--auto_batch"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "The disk is full: .*What was saved before is intact"),
     ],
-    ids=["cuda", "cpu", "python", "disk"],
+    ids=["cuda", "cpu", "mmap", "python", "disk"],
 )
 def test_running_out_of_memory_or_disk_ends_with_code_4(train, monkeypatch, error, message):
     def fail(*args, **kwargs):
