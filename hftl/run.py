@@ -55,7 +55,8 @@ from hftl.settings import (
     set_defaults,
 )
 from hftl.tasks import build_task
-from hftl.tasks.base import Task, count_tokens
+from hftl.tasks.base import Task
+from hftl.tasks.processors import count_tokens
 from hftl.trainer import FineTuningTrainer
 
 

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hftl"
 
 # What a part may import besides itself, from the bottom up.
-# `tasks.base` is the protocol, `tasks` the files that follow it.
+# `tasks.base` is the protocol, `tasks.processors` what tasks load, `tasks` the files that follow the protocol.
 BASE = {"errors", "records", "config", "assets"}
-SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base"}
+SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base", "tasks.processors"}
 MAY_IMPORT = {
     "errors": set(),
     "records": {"errors"},
@@ -32,8 +32,8 @@ MAY_IMPORT = {
         "yaml_file",
     },  # the resolved configuration is a file of the run folder, replaced whole as well
     **dict.fromkeys(SERVICES, BASE),
-    "tasks": BASE | {"tasks.base", "data", "metrics"},
-    "models": BASE | {"tasks.base"},
+    "tasks": BASE | {"tasks.base", "tasks.processors", "data", "metrics"},
+    "models": BASE | {"tasks.base", "tasks.processors"},
 }
 RUNS = (
     "examples",

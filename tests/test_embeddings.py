@@ -22,7 +22,7 @@ from hftl.models.head import head_modules
 from hftl.models.modes import MODES
 from hftl.records import read_predictions
 from hftl.run import run
-from hftl.tasks.base import count_tokens, widen_vocabulary
+from hftl.tasks.processors import count_tokens, widen_vocabulary
 from tests import tiny
 from tests.adapter_matrix import build_batch, train_steps
 from tests.networks import VOCABULARY, build_network, build_tokenizer

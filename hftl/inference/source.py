@@ -26,7 +26,8 @@ from hftl.errors import UserError
 from hftl.models.load import load_config, load_pretrained, name_base
 from hftl.records import RECORD_FILE, RunRecord
 from hftl.tasks import TASKS, build_task
-from hftl.tasks.base import Task, explained_loading
+from hftl.tasks.base import Task
+from hftl.tasks.processors import explained_loading
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from hftl.assets import is_bundled, resolve_model
 from hftl.errors import UserError
 from hftl.models.embeddings import add_rows, count_rows
 from hftl.models.quantization import build_quantization, keep_layout
-from hftl.tasks.base import explained_loading
+from hftl.tasks.processors import explained_loading
 
 logger = logging.getLogger(__name__)
 

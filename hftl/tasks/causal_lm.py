@@ -34,15 +34,8 @@ from hftl.data.tokens import (
 from hftl.errors import UserError
 from hftl.metrics import compute_token_metrics
 from hftl.metrics.base import LANGUAGE
-from hftl.tasks.base import (
-    AnswerOptions,
-    Task,
-    explained_loading,
-    load_tokenizer,
-    map_cached,
-    train_tokenizer,
-    widen_vocabulary,
-)
+from hftl.tasks.base import AnswerOptions, Task
+from hftl.tasks.processors import explained_loading, load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
 from hftl.errors import UserError
-from hftl.tasks.base import build_label_tensor, explained_loading, map_cached
+from hftl.tasks.base import build_label_tensor
 from hftl.tasks.labelled import LabelledTask
+from hftl.tasks.processors import explained_loading, map_cached
 
 # Share of the image area that a random crop keeps, and the range of its aspect ratio. Light: like resizing to 160 and
 # cropping 128 (Kolesnikov et al. 2020, BiT-HyperRule). Strong: the usual recipe for training from random init.

@@ -21,16 +21,8 @@ from hftl.data.language import choose_text, standardize_texts
 from hftl.data.masking import NO_WORD, hide_words
 from hftl.errors import UserError
 from hftl.metrics.rows import ROW_SCORES
-from hftl.tasks.base import (
-    AnswerOptions,
-    Score,
-    Task,
-    describe_windows,
-    load_tokenizer,
-    map_cached,
-    train_tokenizer,
-    widen_vocabulary,
-)
+from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.tasks.processors import describe_windows, load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
 
 MAX_LENGTH = 512  # tokens of a window, unless the network reads fewer
 EVALUATION_SEED = 0  # the words that are hidden of validation and test rows are always the same

@@ -16,7 +16,7 @@ from hftl.data.boxes import MAX_BOXES, choose_picture, read_boxes, read_rows
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.errors import UserError
 from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spread_f1
-from hftl.tasks.base import Score, Task, explained_loading, map_cached
+from hftl.tasks.base import Score, Task
 from hftl.tasks.box_losses import FAMILIES, expose_layers, sum_sigmoid_loss
 from hftl.tasks.image_classification import (
     CROPS,
@@ -28,6 +28,7 @@ from hftl.tasks.image_classification import (
     resize_images,
     sample_crops,
 )
+from hftl.tasks.processors import explained_loading, map_cached
 
 NO_BOX = -1.0  # class of the one label that an image without boxes has: it counts, and is no box
 SMALLEST_PART = 0.25  # of a box's area that a crop must leave for it to be still learnt

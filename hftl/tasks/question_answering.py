@@ -20,16 +20,8 @@ from hftl.data.labels import LabelInfo
 from hftl.data.spans import choose_question, find_fault, standardize_questions
 from hftl.errors import UserError
 from hftl.metrics.squad import score_answers
-from hftl.tasks.base import (
-    FILL,
-    AnswerOptions,
-    Score,
-    Task,
-    describe_windows,
-    load_tokenizer,
-    map_cached,
-    widen_vocabulary,
-)
+from hftl.tasks.base import FILL, AnswerOptions, Score, Task
+from hftl.tasks.processors import describe_windows, load_tokenizer, map_cached, widen_vocabulary
 
 MAX_LENGTH = 384  # tokens of question and window (Devlin et al. 2019 and the scripts of transformers)
 OVERLAP = 1 / 3  # of a window, shared with the one before: 128 of 384

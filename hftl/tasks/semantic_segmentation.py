@@ -27,7 +27,7 @@ from hftl.metrics.segmentation import (
     spread_mean_iou,
     spread_pixel_accuracy,
 )
-from hftl.tasks.base import AnswerOptions, Score, Task, explained_loading, map_cached
+from hftl.tasks.base import AnswerOptions, Score, Task
 from hftl.tasks.image_classification import (
     CROPS,
     ImageCollator,
@@ -38,6 +38,7 @@ from hftl.tasks.image_classification import (
     resize_images,
     sample_crops,
 )
+from hftl.tasks.processors import explained_loading, map_cached
 
 SNIPPET = """image = Image.open("photo.png").convert("RGB")
 with torch.no_grad():

@@ -19,7 +19,8 @@ from hftl.data.pairs import choose_source, standardize_pairs
 from hftl.errors import UserError
 from hftl.metrics.rows import linearize
 from hftl.metrics.written import score_corpus, score_rows
-from hftl.tasks.base import AnswerOptions, Score, Task, load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
+from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.tasks.processors import load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
 
 MAX_LENGTH = 512  # tokens of an input and of a target, unless the network reads fewer
 NUM_SUMS = 3  # kept of the true text in front of the tokens that the network wrote

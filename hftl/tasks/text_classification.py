@@ -9,8 +9,9 @@ import torch
 import transformers
 from transformers import DataCollatorWithPadding
 
-from hftl.tasks.base import build_label_tensor, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.base import build_label_tensor
 from hftl.tasks.labelled import LabelledTask
+from hftl.tasks.processors import load_tokenizer, map_cached, widen_vocabulary
 
 MAX_LENGTH = 512  # tokens; what BERT-sized encoders were trained with
 INPUTS = ("input_ids", "token_type_ids")

@@ -22,7 +22,8 @@ from hftl.assets import resolve_model
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.errors import UserError, unknown_name
 from hftl.metrics.rows import linearize
-from hftl.tasks.base import AnswerOptions, Score, Task, describe_windows, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.tasks.processors import describe_windows, load_tokenizer, map_cached, widen_vocabulary
 
 logger = logging.getLogger(__name__)
 
