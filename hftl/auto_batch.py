@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from hftl.data.labels import IGNORED
 from hftl.data.sampling import SeededRows, sort_by_length
 from hftl.errors import OutOfResources, UserError
 from hftl.models.modes import find_mode, recompute_activations
-from hftl.precision import choose_autocast
+from hftl.precision import choose_autocast, computing_in
 from hftl.resuming.checkpoints import read_manifest
 from hftl.run_folder import find_checkpoint
 from hftl.tasks.base import Task
@@ -182,7 +182,7 @@ def _build_step(
         batch = {name: value.to(training.device) for name, value in batch.items()}
         labels = batch.pop("labels")
         try:
-            with torch.autocast(training.device.type, dtype, enabled=is_mixed):
+            with computing_in(training.device.type, dtype) if is_mixed else nullcontext():
                 loss = sum_loss(network(**batch), labels) / (labels != IGNORED).sum()
             loss.backward()
             optimizer.step()

@@ -95,10 +95,9 @@ MAY_IMPORT["estimation"] = {*BASE, "cost", "tasks", "tasks.base", "models", "pre
 MAY_IMPORT["estimation.probe"] = {*BASE, "cost", "run"}
 MAY_IMPORT |= {
     "compare": STUDIES,
-    "advise": STUDIES,
     "report": {"errors", "records"},
     "api": {*BASE, "yaml_file", "inference.predictor", "run", "resuming.signals", "baselines", "compare", "report"},
-    "cli": {"", *MAY_IMPORT, "compare", "advise", "report", "api"},  # "" is the package itself: its version
+    "cli": {"", *MAY_IMPORT, "compare", "report", "api"},  # "" is the package itself: its version
     "__main__": {"cli"},
     "": {"config", "records", "api"},
 }

@@ -18,7 +18,7 @@ from safetensors.torch import load_file as load_tensors
 from hftl.config import parse_args
 from hftl.errors import UserError
 from hftl.metrics import compute_probabilities
-from hftl.models.load import build_random
+from hftl.models.load import apply_overrides, build_random
 from hftl.records import RunRecord, read_predictions
 from hftl.run import run
 from hftl.tasks import build_task
@@ -222,6 +222,16 @@ def test_scratch_reads_no_weight_file(runs, checkpoints, tmp_path):
 def test_scratch_config_overrides_shrink_the_network(runs):
     small, *_ = runs("text", "scratch", "--config_overrides", "num_hidden_layers=1,hidden_dropout_prob=0.0")
     assert small.model["num_parameters"] < runs("text", "scratch")[0].model["num_parameters"]
+
+
+def test_overrides_renew_what_a_configuration_says_of_each_layer(tmp_path):
+    """ModernBERT has local and global layers; with the list of the old ones it could be trained and not saved."""
+    config = transformers.ModernBertConfig(num_hidden_layers=22, hidden_size=64, num_attention_heads=4)
+    apply_overrides(config, "num_hidden_layers=4")
+    assert config.layer_types == ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="--config_overrides num_attention_heads=5: .*multiple"):
+        apply_overrides(config, "num_attention_heads=5")
 
 
 @pytest.mark.parametrize("case", ["text", "image-vit", "image-convnet"])

@@ -46,7 +46,7 @@ verbs:
 examples:
   hftl train --mode peft
   hftl train --mode full --train_file train.csv --test_file test.csv --model_name_or_path bundled:minilm-l6
-  hftl train --mode peft --accelerate_config accelerate_configs/multi_gpu.yaml my.yaml
+  hftl train my-run.yaml --mode peft --accelerate_config accelerate_configs/multi_gpu.yaml
   hftl compare
   hftl compare my-experiment.yaml --dry-run
 

@@ -27,7 +27,7 @@ from hftl.tasks.base import Task
 # Tokens of a text where --max_length says nothing.
 LENGTHS = {"text": 128, "language": 1024}
 # Share of a card's peak that training reaches; measured on an H100 with BERT-base, ViT-B/16 and Llama 8B with LoRA in
-# 2026-11 (docs/performance.md). For other cards and networks it is an assumption, for convolutions nothing is known.
+# 2026-11 (benchmarks/gpu_throughput.py). For other cards and networks it is an assumption, for convolutions nothing is known.
 PEAK_SHARES = {"text": 0.22, "image": 0.27, "language": 0.28}
 ROWS_OF_AN_EPOCH = 1000  # where their number is not given
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
@@ -241,6 +242,22 @@ def apply_overrides(config: Any, overrides: str | None) -> None:
         if isinstance(old, (int, float)) and not isinstance(value, (int, float)):
             raise UserError(f"--config_overrides: {name}={text!r} does not look like the present {old!r}.")
         setattr(config, name, value)
+    if overrides:
+        _renew_kinds_of_layers(config)
+        try:
+            getattr(config, "validate", lambda: None)()  # as `save_pretrained` would, after training
+        except StrictDataclassError as error:
+            raise UserError(f"--config_overrides {overrides}: {error}") from error
+
+
+def _renew_kinds_of_layers(config: Any) -> None:
+    """Lists with an entry for each layer, filled when the configuration was read: for the layers that it has now."""
+    names = ("layer_types", "mlp_layer_types")
+    stale = [name for name in names if len(getattr(config, name, None) or ()) not in (0, config.num_hidden_layers)]
+    if stale:
+        renewed = type(config).from_dict({n: value for n, value in config.to_dict().items() if n not in stale})
+        for name in stale:
+            setattr(config, name, getattr(renewed, name))
 
 
 def body_prefix(network: PreTrainedModel) -> str:
