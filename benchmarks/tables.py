@@ -158,7 +158,7 @@ def adapter_table(data: str) -> str:
         f"and new rows. {question['budget']['sentence']} {question['tuning_sentence']} *Once*: one seed, the method's "
         "own defaults, nothing tuned. Weights trained include the head; memory is the whole process, the interpreter "
         "and its libraries included; seconds were taken on two cores that other work shared, FLOPs are exact; the "
-        f"file is all that a run saves. {tuned['date']}, `{_say_command(tuned)}` and, of *once*, `{_say_command(once)}`."
+        f"file is all that a run saves. {tuned['date']}, `{_say_command(tuned)}`; of *once*, `{_say_command(once)}`."
     )
 
 
@@ -347,9 +347,9 @@ def speed_table() -> str:
     builds = " and ".join(sorted({content["environment"]["packages"]["torch"] for content in contents.values()}))
     commits = ", ".join(sorted({content["environment"]["git_commit"][:7] for content in contents.values()}))
     return "\n".join(lines) + (
-        f"\n\n*Wanted* is the goal that was set beforehand. The sides of a pair ran in turn in one call. {dates}, {machine['cpu']}, two cores, torch "
-        f"{builds}, transformers {machine['packages']['transformers']}; `python -m benchmarks` "
-        f"at {commits}."
+        f"\n\n*Wanted* is the goal that was set beforehand. The sides of a pair ran in turn in one call. {dates}, "
+        f"{machine['cpu']}, two cores, torch {builds}, transformers {machine['packages']['transformers']}; "
+        f"`python -m benchmarks` at {commits}."
     )
 
 

@@ -28,7 +28,7 @@ from hftl.config import Arguments, parse_args
 from hftl.data.inputs import list_texts
 from hftl.data.load import load_splits
 from hftl.errors import UserError
-from hftl.models.load import read_config
+from hftl.models.load import find_commit, read_config
 from hftl.models.modes import MODES
 from hftl.records import RunRecord
 from hftl.tasks import build_task
@@ -41,6 +41,7 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 TASK = "masked-lm"
+PRECISION = ("bf16", "fp16")  # of the products, which are those of the run after it
 SEED = 0  # one pretraining for all seeds: that it might have come out otherwise is in no interval
 VALIDATION_FRACTION, MAX_VALIDATION_TEXTS = 0.2, 1000  # held out for the perplexity alone; of many texts a few suffice
 
@@ -55,12 +56,10 @@ def continue_pretraining(
         splits: its rows, in canonical columns.
         train: makes one run.
 
-    Raises:
-        UserError: the network finds no hidden words, or what is asked for makes no sense.
+    Call `check_pretraining` before.
     """
     if args.model.pretrain_file is None:
         return args, {}
-    check_pretraining(args)
     texts = read_texts(args)
     _warn_of_test_texts(texts, splits, args.model.pretrain_file)
     folder = find_folder(args)
@@ -70,6 +69,7 @@ def continue_pretraining(
         is_new = not folder.is_dir()
         if is_new:
             _build(args, folder, len(texts), train)
+    _renew_device(args)
     made = RunRecord.read(folder)
     transformers.set_seed(args.training.seed)  # the same state, whether it was made now or was there
     described = {
@@ -85,6 +85,12 @@ def continue_pretraining(
     }
     model = dataclasses.replace(args.model, model_name_or_path=str(folder), model_revision="main")
     return dataclasses.replace(args, model=model), described
+
+
+def _renew_device(args: Arguments) -> None:
+    """Let the run set up its process again: a run inside of it has left its own device and precision behind."""
+    args.training.__dict__.pop("_setup_devices", None)
+    _ = args.training.device  # which resets accelerate's state
 
 
 def find_folder(args: Arguments) -> Path:
@@ -120,7 +126,10 @@ def check_pretraining(args: Arguments) -> None:
             f"--mode {args.model.mode} of {task.name}."
         )
     if args.training.push_to_hub and args.model.mode == "peft":
-        raise UserError("--push_to_hub needs a base on the Hub, and with --pretrain_file the adapter's is made here.")
+        raise UserError(
+            "--push_to_hub needs a base on the Hub, and with --pretrain_file the adapter's is made here. Leave it "
+            "out, and then `hftl push RUN --merge`."
+        )
     if args.training.world_size > 1:
         raise UserError(
             "--pretrain_file works in one process. Train it first, `hftl train --task masked-lm --train_file "
@@ -139,8 +148,11 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     path = Path(cache_dir()) / "pretraining-locks" / folder.name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        if fcntl is not None:
-            fcntl.lockf(file, fcntl.LOCK_EX)
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): another run may make the same pretraining.", path, error)
         yield
 
 
@@ -177,7 +189,8 @@ def _compute_key(args: Arguments) -> str:
         str(args.model.model_name_or_path),
         # A folder may have been trained again.
         *(_hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)),
-        args.model.model_revision,
+        str(find_commit(args.model) or args.model.model_revision),
+        *(f"{name} {args.given[name]}" for name in PRECISION if name in args.given),
         *map(str, (args.model.mode == "scratch", args.model.config_overrides, args.model.pretrain_steps)),
         str(args.data.max_length),
         metadata.version("hftl"),
@@ -190,6 +203,7 @@ def _compute_key(args: Arguments) -> str:
 def read_texts(args: Arguments) -> datasets.Dataset:
     """The texts, in the columns of their file."""
     words = ["--task", TASK, "--train_file", find_texts(args.model.pretrain_file)]
+    words += ["--use_cpu", "true"] if args.training.use_cpu else []
     return load_splits(parse_args(words).data)["train"]
 
 
@@ -207,6 +221,7 @@ def list_settings(args: Arguments, num_texts: int) -> dict[str, Any]:
         "max_steps": model.pretrain_steps,
         "max_length": args.data.max_length,
         "use_cpu": True if args.training.use_cpu else None,
+        **{name: args.given.get(name) for name in PRECISION},
         "seed": SEED,
     }
     return {name: value for name, value in settings.items() if value is not None}
@@ -221,11 +236,17 @@ def _build(args: Arguments, folder: Path, num_texts: int, train: Callable[[Argum
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
         built = Path(staging) / "run"
-        train(parse_args([*words, "--output_dir", str(built)], mode=mode))
+        try:
+            train(parse_args([*words, "--output_dir", str(built)], mode=mode))
+        except UserError as error:  # its flags are of the labelled data
+            raise UserError(f"--pretrain_file {args.model.pretrain_file}, as texts one a row: {error}") from error
         if mode != "scratch":
             _keep_pooling_layer(args, built)
-        with contextlib.suppress(OSError):  # where the disk knows no locks another run may have made the same
+        try:
             built.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # where the disk knows no locks another run may have made the same
+                raise
 
 
 def _keep_pooling_layer(args: Arguments, folder: Path) -> None:

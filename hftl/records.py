@@ -84,7 +84,7 @@ class RunRecord:
     def spent_seconds(self) -> float:
         """What this very run took: `wall_seconds` without a pretraining that another one had made before."""
         pretrained = self.model.get("pretrained") or {}
-        is_charged = pretrained and not pretrained["is_new"]
+        is_charged = pretrained and not pretrained.get("is_new", True)
         return self.cost.get("wall_seconds", 0.0) - (pretrained["train_seconds"] if is_charged else 0.0)
 
     def write(self, folder: str | os.PathLike) -> Path:

@@ -27,7 +27,7 @@ from hftl.models.load import find_commit, load_config, read_config
 from hftl.models.modes import count_parameters, find_mode
 from hftl.models.quantization import is_quantized
 from hftl.precision import choose_autocast, describe_precision
-from hftl.pretraining import continue_pretraining
+from hftl.pretraining import check_pretraining, continue_pretraining
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
 from hftl.resuming.identity import (
     check_adapter_of_checkpoint,
@@ -90,6 +90,7 @@ def run(
     with ledger.bucket("startup"):
         mode, task = find_mode(args.model.mode), build_task(args.data.task)
         check_arguments(args)
+        check_pretraining(args)
         publication = take_publication(args)
         keep_freed_memory()
         transformers.set_seed(args.training.seed)
@@ -138,8 +139,8 @@ def run(
             trainer.add_callback(callback)
         record = start_record(args, examples, network, head, write_config(args, folder))
         record.model |= {"coverage": coverage, "pretrained": pretrained or None} | name_origin(args, pretrained)
-        record.environment["precision"] = describe_precision(args.training, trainer.autocast)
-        record.environment["auto_batch"] = batch or None
+        precision = describe_precision(args.training, trainer.autocast)
+        record.environment |= {"precision": precision, "auto_batch": batch or None}
         record.data |= described
     with handled(stop), recorded(record, folder, ledger, trainer), PeakMemory() as memory:
         if mode.is_trained:
@@ -150,10 +151,9 @@ def run(
             record.metrics[split] = task.compute_report(kept, rows[split], examples.labels)
         with ledger.bucket("save"):
             save_artifacts(trainer, processor, folder, record.model["revision"])
-            if args.training.should_save:
-                write_predictions(folder, task.describe_predictions(kept, rows[split], examples.labels))
             write_canary(trainer, task, processor, examples.splits[split], folder)
             if args.training.should_save:
+                write_predictions(folder, task.describe_predictions(kept, rows[split], examples.labels))
                 record.files = record_files(folder)
         with ledger.bucket("evaluation"):
             if args.training.world_size == 1 and (texts := task.sample(network, processor, examples.splits[split])):
@@ -165,10 +165,11 @@ def run(
 
 
 def pretrain(args: Arguments, examples: Examples, ledger: Ledger) -> tuple[Arguments, dict[str, Any]]:
-    """The checkpoint after `--pretrain_file`, and its cost, which is charged whenever it was spent."""
+    """The checkpoint after `--pretrain_file`, and its cost, charged whenever it was spent, once a run."""
     with ledger.bucket("other"):
         args, pretrained = continue_pretraining(args, examples.splits, run)
-    charged = pretrained.get("train_seconds", 0.0)
+    seconds = pretrained.get("train_seconds", 0.0)
+    charged = 0.0 if find_checkpoint(args.training) else seconds  # which holds the seconds of the run so far
     spent = charged if pretrained.get("is_new") else pretrained.get("waited_seconds", 0.0)
     ledger.add({"train_seconds": charged, "other_seconds": -spent})
     return args, pretrained

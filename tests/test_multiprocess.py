@@ -109,6 +109,31 @@ def test_weights_of_classes_are_the_same_in_two_processes(tmp_path, monkeypatch)
     assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
+def test_a_detector_is_the_same_in_two_processes(tmp_path, monkeypatch):
+    """Its stock loss divides by the boxes of all processes, and waits for one that has no more images."""
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
+    rng, settings = np.random.default_rng(0), SETTINGS | {"task": "object-detection", "mode": "full"}
+    for split, num_rows in (("train", 11), ("validation", 5), ("test", 5)):  # 11: one step of eight rows, one of three
+        rows = []
+        for index in range(num_rows):
+            path = tmp_path / f"{split}-{index}.png"
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+            boxes = np.hstack([rng.uniform(0, 10, ((index + 1) % 4, 2)), np.full(((index + 1) % 4, 2), 12.0)])
+            rows.append(
+                {"image": str(path), "objects": {"bbox": boxes.tolist(), "category": ["a", "b", "a"][: len(boxes)]}}
+            )
+        settings[f"{split}_file"] = str(tiny.write_jsonl(tmp_path / f"{split}.jsonl", rows))
+    settings |= {"model_name_or_path": str(tiny.write_tiny_yolos(tmp_path / "yolos")), "max_steps": 4}
+    settings |= {"save_strategy": "no", "augmentation": "none"}
+    one = run(parse_args(as_words(settings | {"per_device_train_batch_size": 8, "output_dir": tmp_path / "one"})))
+    train_in_two(settings | {"output_dir": tmp_path / "two"})
+    two = RunRecord.read(tmp_path / "two")
+    losses = [[entry["loss"] for entry in record.history if "loss" in entry] for record in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 4
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
 def read_losses(folder):
     state = json.loads((folder / "checkpoint-9" / "trainer_state.json").read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]

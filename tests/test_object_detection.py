@@ -23,7 +23,7 @@ from hftl.hub.load_check import build_inputs, compute_logits
 from hftl.hub.push import Publication, push_run
 from hftl.inference.evaluation import evaluate
 from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spread_f1
-from hftl.models.load import build_random, load_config
+from hftl.models.load import apply_overrides, build_random, load_config
 from hftl.records import CANARY_FILE
 from hftl.run import run
 from hftl.tasks.image_classification import draw_crops
@@ -254,8 +254,39 @@ WRITERS = {
 def test_an_image_size_that_gives_too_few_places_is_refused(side, message, tmp_path):
     config = transformers.AutoConfig.from_pretrained(tiny.write_tiny_rt_detr(tmp_path))
     config.num_queries = 30
+    task = ObjectDetection()
+    task.adjust_config(config, SimpleNamespace(size={"height": side}), LabelInfo("", ("a",)))
     with pytest.raises(UserError, match=message):
-        ObjectDetection().adjust_config(config, SimpleNamespace(size={"height": side}), LabelInfo("", ("a",)))
+        task.adapt_network(SimpleNamespace(config=config))
+
+
+@pytest.mark.parametrize(("name", "overrides"), [("detr", "auxiliary_loss=false"), ("rt_detr", "num_denoising=100")])
+def test_what_the_loss_relies_on_cannot_be_overridden(name, overrides, tmp_path):
+    WRITERS[name](tmp_path)
+    config, task = transformers.AutoConfig.from_pretrained(tmp_path), ObjectDetection()
+    task.adjust_config(config, SimpleNamespace(size={"height": 32}), LabelInfo("", ("a",)))
+    apply_overrides(config, overrides)
+    with pytest.raises(UserError, match=f"--config_overrides: {overrides.partition('=')[0]} has to be"):
+        task.adapt_network(SimpleNamespace(config=config))
+
+
+def test_places_are_counted_after_overrides(tmp_path):
+    config, task = transformers.AutoConfig.from_pretrained(tiny.write_tiny_rt_detr(tmp_path)), ObjectDetection()
+    task.adjust_config(config, SimpleNamespace(size={"height": 32}), LabelInfo("", ("a",)))
+    apply_overrides(config, "num_queries=300")
+    with pytest.raises(UserError, match="places, of which it chooses 300"):
+        task.adapt_network(SimpleNamespace(config=config))
+
+
+def test_boxes_that_are_not_finite_give_a_loss_that_is_not(learner):
+    """So that the run ends as a diverged one; the matching would raise."""
+    task, network = learner
+    batch = make_collator()(make_rows(3))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        outputs = network(**batch)
+        outputs["pred_boxes"] = outputs["pred_boxes"] * float("nan")
+        assert task.sum_loss(outputs, labels, task.name, 0.0).isnan()
 
 
 def test_a_query_of_a_sigmoid_network_may_be_of_several_classes(learner):

@@ -167,4 +167,24 @@ def test_a_key_holds_all_that_changes_it(own, tmp_path):
 def test_an_adapter_over_it_cannot_be_pushed(files, own):
     words = ["--dataset", "x", "--model_name_or_path", f"{files}/bert", *map(str, own), "--push_to_hub", "true"]
     with pytest.raises(UserError, match="--push_to_hub needs a base on the Hub"):
-        pretraining.check_pretraining(parse_args(words, mode="peft"))
+        run(parse_args([*words, "--hub_model_id", "me/model"], mode="peft"))
+
+
+def test_products_of_the_run_are_those_of_its_pretraining(train, own):
+    """The run inside of it must not leave its precision behind; and another one is another pretraining."""
+    record, _ = train("full", *own, "--bf16", "true")
+    assert record.environment["precision"].startswith("bfloat16") and record.model["pretrained"]["is_new"]
+    plain, _ = train("full", *own, "--bf16", "false", name="plain")
+    assert plain.environment["precision"] == "float32" and plain.model["pretrained"]["is_new"]
+
+
+def test_a_resumed_run_is_charged_once(train, own):
+    words = (*own, "--save_strategy", "steps", "--save_steps", 1)
+    whole, folder = train("full", *words)
+    (folder / "run.json").unlink()
+    for name in ("model.safetensors", "checkpoint-3"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    resumed, _ = train("full", *words, "--resume_from_checkpoint", "auto")
+    charge = whole.model["pretrained"]["train_seconds"]
+    assert charge < resumed.cost["train_seconds"] < whole.cost["train_seconds"] + 0.9 * charge

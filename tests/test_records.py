@@ -28,6 +28,19 @@ def test_a_record_reads_back_equal(tmp_path):
     assert RunRecord.read(tmp_path / "new" / "run") == record
 
 
+@pytest.mark.parametrize(
+    ("pretrained", "seconds"),
+    [
+        (None, 9.0),
+        ({"train_seconds": 4.0, "is_new": True}, 9.0),
+        ({"train_seconds": 4.0, "is_new": False}, 5.0),
+        ({"train_seconds": 4.0}, 9.0),  # before records said which
+    ],
+)
+def test_seconds_of_a_pretraining_that_was_there_were_not_spent(pretrained, seconds):
+    assert RunRecord(**RUN, model={"pretrained": pretrained}, cost={"wall_seconds": 9.0}).spent_seconds == seconds
+
+
 def test_numpy_numbers_become_json_numbers(tmp_path):
     metrics = {"test": {"a": np.float32(0.5), "b": np.int64(3), "c": (np.float64(0.1),)}}
     path = RunRecord(**RUN, metrics=metrics).write(tmp_path)

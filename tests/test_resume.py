@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from hftl.config import parse_args
 from hftl.errors import UserError
+from hftl.resuming import identity
 from hftl.run import run
 from tests import tiny
 
@@ -166,3 +167,12 @@ def test_a_kind_is_refused_before_data_or_weights_are_read(checkpoints, tmp_path
     words = ["--train_file", "absent.csv", "--model_name_or_path", "absent", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(UserError, match="is of a run with --mode peft, but this one has full"):
         run(parse_args([*words, "--resume_from_checkpoint", str(checkpoints("peft"))], mode="full"))
+
+
+def test_a_setting_that_was_renamed_is_the_same():
+    """transformers 5.23 renames gradient_checkpointing: a run of before goes on with the same words."""
+    same = {"world_size": 1, "label_names": [], "data": {}, "model": {}, **dict.fromkeys(identity.DIVISION, 1)}
+    old, new = ({"settings": {f"{kind}_checkpointing": True}} | same for kind in ("gradient", "activation"))
+    assert not identity._list_differences(old, new) and not identity._list_differences(new, old)
+    (line,) = identity._list_differences({"settings": {}} | same, new)
+    assert line.startswith("gradient_checkpointing")

@@ -465,7 +465,9 @@ def add_up(
         "energy_kwh": sum((row["energy_kwh"] or 0.0) * row["spent_share"] for row in rows),
         "energy_kind": sorted({row["energy_kind"] for row in rows}),
         "tuning_seconds": sum(record.spent_seconds for role, record in everything if role == "tuning"),
-        "failed_seconds": sum(row["wall_seconds"] or 0.0 for row in rows if row["status"] != "completed"),
+        "failed_seconds": sum(
+            (row["wall_seconds"] or 0.0) * row["spent_share"] for row in rows if row["status"] != "completed"
+        ),
         "prices": prices.as_dict(),
         "to_target": reach_target(campaign, summary, prices),
     }

@@ -81,7 +81,8 @@ def _on_data(cost: Mapping[str, Any], settings: Mapping[str, Any]) -> Remedy | N
     faster = max(compute, load / max(1, wanted))
     if wanted <= workers or train - faster < MIN_SHARE * train:
         smaller = "a smaller --image_size" if settings["modality"] == "image" else "a shorter --max_length"
-        return Remedy(wait, f"{found}, and no processor core is left for more loader workers: {smaller} would help.")
+        cores = "no processor core is left" if wanted <= workers else "too few processor cores are left"
+        return Remedy(wait, f"{found}, and {cores} for more loader workers: {smaller} would help.")
     noun = "worker" if wanted == 1 else "workers"
     advice = f"{wanted} {noun} (--dataloader_num_workers {wanted}) would give about {train / faster:.1f}x"
     return Remedy(train - faster, f"{found}: {advice}.")

@@ -7,6 +7,7 @@ know whether a box can be learnt: `boxes` looks at it, and names the annotation.
 import gzip
 import json
 import logging
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,8 +36,8 @@ def parse_coco(path: Path) -> dict[str, list] | None:
             if not start.lstrip().startswith("{") or not any(f'"{part}"' in start for part in PARTS):
                 return None
             content = json.loads(start + file.read())
-    except (ValueError, OSError, RecursionError):  # rows one a line, or broken: the reader of tables says what
-        return None
+    except (ValueError, OSError, EOFError, zlib.error, RecursionError):
+        return None  # rows one a line, or broken: the reader of tables says what
     is_coco = all(isinstance(content.get(part), list) for part in PARTS[:2])
     return content if is_coco else None
 

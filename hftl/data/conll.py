@@ -41,7 +41,7 @@ def read_conll(path: Path, *, needs_tags: bool = True) -> datasets.Dataset:
     """
     try:
         with path.open(encoding="utf-8-sig") as file:  # not `splitlines`, which ends a line at U+2028 and \x85 as well
-            lines = list(file)
+            lines = [line.rstrip("\n") for line in file]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error}); convert it, e.g. `iconv -f latin1 -t utf-8`.") from error
     rows: dict[str, list[list[str]]] = {"tokens": [], "tags": []}

@@ -154,7 +154,8 @@ def _check_classes(splits: dict[str, datasets.Dataset]) -> None:
     for column, feature in splits["train"].features.items():
         known = _nested_classes(feature)
         for split, rows in splits.items():
-            if (found := _nested_classes(rows.features[column])) != known:
+            found = _nested_classes(rows.features[column])
+            if found and found != known:  # what has no names of its own is cast to those of train
                 raise UserError(
                     f"The classes of {column} differ: train has {known}; {split} has {found}. Give all splits "
                     "the same ones, in the same order."

@@ -7,6 +7,7 @@ training, with `:SPLIT` behind its name. Labels are not looked at, and columns a
 import itertools
 import json
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from hftl.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from hftl.config import DataArguments
 
+# What readers raise at a broken file; pyarrow's errors are ValueErrors.
+READ_ERRORS = (ValueError, OSError, EOFError, zlib.error, KeyError, pd.errors.ParserWarning)
 Window = dict[str, list]
 
 
@@ -245,5 +248,5 @@ def _explained(windows: Iterator[Window], path: Path) -> Iterator[Window]:
         yield from windows
     except UserError:
         raise
-    except (ValueError, OSError, KeyError, pd.errors.ParserWarning) as error:  # pyarrow's errors are ValueErrors
+    except READ_ERRORS as error:
         raise files.read_error(path, error) from error

@@ -23,11 +23,13 @@ from hftl.models.targets import is_convolutional
 from hftl.precision import choose_autocast
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
+from hftl.tasks.image_classification import processed_size
 
 # Tokens of a text where --max_length says nothing.
 LENGTHS = {"text": 128, "language": 1024}
 # Share of a card's peak that training reaches; measured on an H100 with BERT-base, ViT-B/16 and Llama 8B with LoRA in
-# 2026-11 (benchmarks/gpu_throughput.py). For other cards and networks it is an assumption, for convolutions nothing is known.
+# 2026-11 (benchmarks/gpu_throughput.py). For other cards and networks it is an assumption; for convolutions nothing is
+# known.
 PEAK_SHARES = {"text": 0.22, "image": 0.27, "language": 0.28}
 ROWS_OF_AN_EPOCH = 1000  # where their number is not given
 
@@ -176,10 +178,18 @@ def _choose_shape(args: Arguments, task: Task, config: Any) -> Shape:
     is_given = "per_device_train_batch_size" in args.given
     rows = args.training.per_device_train_batch_size if is_given else BATCH_SIZE
     if task.modality == "image":
-        size = args.data.image_size or getattr(config, "image_size", None) or 224
+        size = args.data.image_size or getattr(config, "image_size", None) or _read_image_size(args, task)
         return Shape(rows, size if isinstance(size, int) else size[0])
     positions = _count_positions(config)
     return Shape(rows, args.data.max_length or min(LENGTHS[task.modality], positions or LENGTHS[task.modality]))
+
+
+def _read_image_size(args: Arguments, task: Task) -> int:
+    """What the checkpoint's image processor makes, where the network takes any size."""
+    try:
+        return processed_size(task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data))
+    except UserError:  # there is none
+        return 224
 
 
 def _count_positions(config: Any) -> int | None:

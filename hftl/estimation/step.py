@@ -5,6 +5,7 @@ what autograd keeps, what recomputation saves, and what is short-lived all follo
 """
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,6 +120,15 @@ def build_network(model: Any, task: Task) -> nn.Module:
     return network
 
 
+class _Fake(FakeTensorMode):
+    """Answers yes where a network asks about values that are not there, such as whether all are finite."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return True
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 class Simulator:
     """Makes steps of one network, which is left without content."""
 
@@ -131,7 +141,8 @@ class Simulator:
         if plan.is_quantized and plan.autocast is not None:  # unpacked for each product, not kept as casts are
             for module in _quantized_linear(network):
                 module.weight.data = module.weight.data.to(plan.autocast)
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        _forget(network)
+        self._fake = _Fake(allow_non_fake_inputs=True)
         with self._fake:
             network.to_empty(device="cpu")
             getattr(network, "get_base_model", lambda: network)().tie_weights()  # which `to_empty` has parted
@@ -145,6 +156,18 @@ class Simulator:
         """One step with rows of this shape."""
         with self._fake, _quiet():
             return _simulate(self.network, self.task, shape, self.plan)
+
+
+def _forget(network: nn.Module) -> None:
+    """Call what transformers remembers for the whole process as if it did not: it would remember empty tensors."""
+    for module in network.modules():
+        for name in dir(type(module)):
+            method = inspect.getattr_static(type(module), name)
+            is_static = isinstance(method, staticmethod)
+            function = method.__func__ if is_static else method
+            if name.startswith("_cached_") and hasattr(function, "__wrapped__"):
+                original = function.__wrapped__
+                setattr(module, name, original if is_static else original.__get__(module))
 
 
 def _simulate(network: nn.Module, task: Task, shape: Shape, plan: Plan, *, is_counted: bool = True) -> Step:

@@ -230,8 +230,10 @@ def reset_random_norms(network: nn.Module) -> None:
 
 def apply_overrides(config: Any, overrides: str | None) -> None:
     """Set `name=value,...` on a configuration; the type is that of the present value."""
+    changed = set()
     for part in filter(None, (overrides or "").split(",")):
         name, _, text = part.partition("=")
+        changed.add(name)
         if name not in config.to_dict():
             raise UserError(f"--config_overrides: a {config.model_type} configuration has no {name!r}.")
         old = getattr(config, name)
@@ -242,17 +244,18 @@ def apply_overrides(config: Any, overrides: str | None) -> None:
         if isinstance(old, (int, float)) and not isinstance(value, (int, float)):
             raise UserError(f"--config_overrides: {name}={text!r} does not look like the present {old!r}.")
         setattr(config, name, value)
-    if overrides:
-        _renew_kinds_of_layers(config)
+    if "num_hidden_layers" in changed:
+        _renew_kinds_of_layers(config, changed)
+    if changed:
         try:
             getattr(config, "validate", lambda: None)()  # as `save_pretrained` would, after training
         except StrictDataclassError as error:
             raise UserError(f"--config_overrides {overrides}: {error}") from error
 
 
-def _renew_kinds_of_layers(config: Any) -> None:
+def _renew_kinds_of_layers(config: Any, chosen: set[str]) -> None:
     """Lists with an entry for each layer, filled when the configuration was read: for the layers that it has now."""
-    names = ("layer_types", "mlp_layer_types")
+    names = {"layer_types", "mlp_layer_types"} - chosen
     stale = [name for name in names if len(getattr(config, name, None) or ()) not in (0, config.num_hidden_layers)]
     if stale:
         renewed = type(config).from_dict({n: value for n, value in config.to_dict().items() if n not in stale})

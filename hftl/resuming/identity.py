@@ -169,20 +169,29 @@ def read_head(checkpoint: str | None) -> dict[str, Any]:
 
 def _list_differences(found: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """One sentence for each, settings first."""
-    defaults = {
-        item.name: item.default_factory() if callable(item.default_factory) else item.default
-        for cls in ARGUMENT_CLASSES
-        for item in dataclasses.fields(cls)
-    }
+    defaults = _with_old_names(
+        {
+            item.name: item.default_factory() if callable(item.default_factory) else item.default
+            for cls in ARGUMENT_CLASSES
+            for item in dataclasses.fields(cls)
+        }
+    )
+    settings = [_with_old_names(run.get("settings", {})) for run in (found, asked)]
     pairs = {
-        name: tuple(run.get("settings", {}).get(name, _plain(defaults.get(name))) for run in (found, asked))
-        for name in sorted({*found.get("settings", {}), *asked["settings"]})
+        name: tuple(each.get(name, _plain(defaults.get(name))) for each in settings)
+        for name in sorted(set().union(*settings))
     }
     for name in ("world_size", *DIVISION, "label_names"):
         pairs[name] = found.get(name), asked[name]
     for group in ("data", "model"):
         pairs |= {f"{group} {name}": (found.get(group, {}).get(name), value) for name, value in asked[group].items()}
     return [_describe(name, *pair) for name, pair in pairs.items() if str(pair[0]) != str(pair[1])]
+
+
+def _with_old_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by the names that every version of transformers had: 5.23 renames those of activation checkpointing."""
+    old = {name: name.replace("activation_checkpointing", "gradient_checkpointing") for name in settings}
+    return {old[name]: value for name, value in settings.items() if old[name] == name or old[name] not in settings}
 
 
 def _count_rows(run: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
+from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
 LAYERS = "layer_answers"  # field of the output: logits [L, B, Q, C] and boxes [L, B, Q, 4]
@@ -21,14 +21,23 @@ def sum_softmax_loss(outputs: Any, targets: Targets, config: Any) -> torch.Tenso
     """Of networks that know a class for no object, each of whose images has a loss of its own.
 
     Its cross-entropy is a mean over all answers, so that no sum over the boxes of several images is the same.
+    `ImageLoss.forward` would divide by the mean number of boxes of all processes, and wait for them.
     """
-    logits, boxes, layers = outputs["logits"], outputs["pred_boxes"], outputs.get(LAYERS)
-    total = logits.new_zeros(())
-    for index, target in enumerate(targets):
-        image = slice(index, index + 1)
-        before = () if layers is None else [part[:, image] for part in layers]
-        loss, *_ = ForObjectDetectionLoss(logits[image], [target], logits.device, boxes[image], config, *before)
-        total = total + loss * max(len(target["boxes"]), 1)
+    answers = [(outputs["logits"], outputs["pred_boxes"])]
+    if (layers := outputs.get(LAYERS)) is not None:
+        answers += zip(*(part[:-1] for part in layers), strict=True)  # the last is the output itself
+    matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+    parts = ImageLoss(matcher, config.num_labels, config.eos_coefficient, ["labels", "boxes"])
+    parts.to(outputs["logits"].device)
+    weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
+    total = outputs["logits"].new_zeros(())
+    for logits, boxes in answers:
+        for index, target in enumerate(targets):
+            answer = {"logits": logits[index : index + 1], "pred_boxes": boxes[index : index + 1]}
+            matched, count = matcher(answer, [target]), max(len(target["boxes"]), 1)
+            for part in parts.losses:
+                found = parts.get_loss(part, answer, [target], matched, count)
+                total = total + count * sum(weights[name] * value for name, value in found.items())
     return total
 
 

@@ -3,6 +3,8 @@
 Images are brought to a square; boxes are shares of it. What is lost is told by `box_losses`.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import datasets
@@ -55,6 +57,10 @@ class ObjectDetection(Task):
     eval_batch_size = 16
     config: Any = None
     """Of the network: its costs and weights of the loss."""
+    fixed: Mapping[str, Any] = MappingProxyType({})
+    """Settings of the network that its loss relies on."""
+    side: int | None = None
+    """Of the images, in pixels, where the network chooses among the places of its feature maps."""
 
     def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, LabelInfo]:
         for flag in ("problem_type", "only_labels", "num_train_examples_per_class"):
@@ -114,21 +120,30 @@ class ObjectDetection(Task):
                 f"--task {self.name} trains networks of the families {', '.join(FAMILIES)}, and this one is "
                 f"{config.model_type}. Name another --model_name_or_path."
             )
+        self.fixed = {"auxiliary_loss": config.model_type != "yolos"}  # whose layers before the last answer nothing
         if FAMILIES[config.model_type] is sum_sigmoid_loss:
-            _check_places(config, processor.size["height"])
-            config.num_denoising = 0
+            self.side = processor.size["height"]
+            self.fixed["num_denoising"] = 0
             config.eval_size = config.anchor_image_size = None  # they hold for one size of images
         config.num_labels = info.num_labels
         config.id2label, config.label2id = info.id2label, info.label2id
-        config.auxiliary_loss = config.model_type != "yolos"  # whose layers before the last answer nothing
+        for name, value in self.fixed.items():
+            setattr(config, name, value)
         self.config = config
 
     def adapt_network(self, network: torch.nn.Module) -> None:
+        for name, value in self.fixed.items():
+            if getattr(network.config, name) != value:
+                raise UserError(f"--config_overrides: {name} has to be {value} with --task {self.name}. Leave it out.")
+        if self.side is not None:
+            _check_places(network.config, self.side)
         expose_layers(network)
 
     def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:
         if smoothing:
             raise UserError(f"--task {self.name} has no label smoothing. Leave --label_smoothing_factor out.")
+        if not all(outputs[name].isfinite().all() for name in self.outputs):  # the matching would fail
+            return sum(outputs[name].sum() for name in self.outputs) * float("nan")  # which stops the run
         truths = [rows[rows[:, 0] >= 0] for rows in labels]
         targets = [{"class_labels": truth[:, 0].long(), "boxes": truth[:, 1:]} for truth in truths]
         loss = FAMILIES[self.config.model_type](outputs, targets, self.config)

@@ -47,7 +47,8 @@ def test_no_worker_is_advised_where_no_core_is_free():
 
 def test_no_worker_is_advised_where_the_free_cores_win_little():
     sentence = diagnose(FINE | {"data_wait_seconds": 74.0}, SETTINGS | {"num_free_cores": 1})  # 80 s become 74
-    assert "waits 92% of the training time" in sentence and "a shorter --max_length would help" in sentence
+    assert "waits 92% of the training time" in sentence and "too few processor cores are left" in sentence
+    assert "a shorter --max_length would help" in sentence
 
 
 @pytest.mark.parametrize(

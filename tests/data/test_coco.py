@@ -125,6 +125,13 @@ def test_splits_with_other_categories_are_refused(tmp_path):
         load_splits(DataArguments(train_file=str(train), test_file=str(test)))
 
 
+def test_a_packed_file_that_is_cut_is_an_error_of_a_prediction_as_well(tmp_path):
+    whole = gzip.compress(write(tmp_path, make_content()).read_bytes())
+    (tmp_path / "cut.json.gz").write_bytes(whole[:-20])
+    with pytest.raises(UserError, match="cut.json.gz"):
+        open_stream(str(tmp_path / "cut.json.gz"), DataArguments(), "image")
+
+
 def test_its_images_are_what_a_prediction_reads(tmp_path):
     stream = open_stream(str(write(tmp_path, make_content())), DataArguments(), "image")
     windows = list(stream.read(["image"], 1))

@@ -66,7 +66,8 @@ def test_an_adapter_that_a_network_cannot_have_is_left_out_with_its_reason(folde
     found = estimate(args, "24GB")
     assert [arm.name for arm in found.arms] == ["full", "scratch", "probe"]
     assert "there is none" in found.left_out["prompt"]
-    assert found.shape == Shape(32, 224) and found.arms[0].longest is None and found.arms[0].seconds is None
+    assert found.shape == Shape(32, 32)  # that of its processor
+    assert found.arms[0].longest is None and found.arms[0].seconds is None
 
 
 def run(capsys, *words):

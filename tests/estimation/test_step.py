@@ -162,3 +162,16 @@ def test_memory_counts_a_storage_once_and_until_it_is_freed():
     assert memory.now == 4000
     del view
     assert memory.now == 0 and memory.peak == 6000
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_simulation_leaves_nothing_behind(tmp_path):
+    """RT-DETR's class keeps its anchors for the whole process: those of a simulation have no content."""
+    words = ["--task", "object-detection", "--dataset", "x", "--use_cpu", "--output_dir", str(tmp_path / "out")]
+    words += ["--model_name_or_path", str(tiny.write_tiny_rt_detr(tmp_path / "network"))]
+    args, task = parse_args(words, mode="full"), build_task("object-detection")
+    step = Simulator(build_network(args.model, task), task, Plan()).make(Shape(2, 64))
+    assert step.flops > 0
+    network = load_pretrained(args.model, task, read_config(args.model, task)).network.train()
+    found = network(torch.zeros(2, 3, 64, 64)).pred_boxes
+    assert type(found) is torch.Tensor and found.isfinite().all()
