@@ -2,8 +2,8 @@
 
     python benchmarks/step_time.py
 
-Two layers of MiniLM with few tokens to embed, float32, rows of 12 tokens, as many of them as make a stock step of about
-20 ms; the same rows, weights and arguments on both sides. Prints one JSON object: the steps of each side.
+Two layers of MiniLM with few tokens to embed, float32, rows of 12 tokens, as many of them as make a stock step of
+about 20 ms; the same rows, weights and arguments on both sides. Prints one JSON object: the steps of each side.
 """
 
 import json
