@@ -242,12 +242,12 @@ class Arguments:
 PER_PROCESS = {"per_device_train_batch_size", "dataloader_num_workers", "dataloader_persistent_workers"}
 # Two ways to say how long: a flag replaces the other one of the file, which Trainer would obey silently.
 DURATION = {"max_steps", "num_train_epochs"}
-# transformers 5.23 warns at the old names, which end in version 6; 5.17 has no others.
-RENAMED = {
-    old: old.replace("gradient", "activation")
-    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs")
-    if old.replace("gradient", "activation") in {item.name for item in dataclasses.fields(TrainingArguments)}
+# New name -> old one. transformers 5.23 warns at the old ones, which end in version 6; 5.17 has no others.
+OLD_NAMES = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
 }
+RENAMED = {old: new for new, old in OLD_NAMES.items() if new in TrainingArguments.__dataclass_fields__}
 ARGUMENT_CLASSES = (DataArguments, ModelArguments, TrainingArguments)
 
 

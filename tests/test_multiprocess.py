@@ -95,18 +95,24 @@ def train_in_two(settings):
     return launch("multi_cpu.yaml", ["-m", "hftl", "train"], settings | {"per_device_train_batch_size": 4})
 
 
+def train_alike(settings, folder):
+    """The records of a run in one process and of the same one in two, whose losses and weights are the same."""
+    one = run(parse_args(as_words(settings | {"per_device_train_batch_size": 8, "output_dir": folder / "one"})))
+    train_in_two(settings | {"output_dir": folder / "two"})
+    two = RunRecord.read(folder / "two")
+    losses = [[entry["loss"] for entry in record.history if "loss" in entry] for record in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == settings["max_steps"]
+    assert_same_weights(folder / "one", folder / "two")
+    return one, two
+
+
 @pytest.mark.slow
 def test_weights_of_classes_are_the_same_in_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
     settings = write_texts(tmp_path) | SETTINGS | {"mode": "full", "class_weights": '{"a": 5, "b": 1, "c": 0.2}'}
     settings |= {"max_steps": 3, "save_strategy": "no"}
-    one = run(parse_args(as_words(settings | {"per_device_train_batch_size": 8, "output_dir": tmp_path / "one"})))
-    train_in_two(settings | {"output_dir": tmp_path / "two"})
-    two = RunRecord.read(tmp_path / "two")
+    one, two = train_alike(settings, tmp_path)
     assert one.data["class_weights"] == two.data["class_weights"]
-    losses = [[entry["loss"] for entry in record.history if "loss" in entry] for record in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 3
-    assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
@@ -126,12 +132,7 @@ def test_a_detector_is_the_same_in_two_processes(tmp_path, monkeypatch):
         settings[f"{split}_file"] = str(tiny.write_jsonl(tmp_path / f"{split}.jsonl", rows))
     settings |= {"model_name_or_path": str(tiny.write_tiny_yolos(tmp_path / "yolos")), "max_steps": 4}
     settings |= {"save_strategy": "no", "augmentation": "none"}
-    one = run(parse_args(as_words(settings | {"per_device_train_batch_size": 8, "output_dir": tmp_path / "one"})))
-    train_in_two(settings | {"output_dir": tmp_path / "two"})
-    two = RunRecord.read(tmp_path / "two")
-    losses = [[entry["loss"] for entry in record.history if "loss" in entry] for record in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 4
-    assert_same_weights(tmp_path / "one", tmp_path / "two")
+    train_alike(settings, tmp_path)
 
 
 def read_losses(folder):

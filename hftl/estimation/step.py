@@ -162,12 +162,13 @@ def _forget(network: nn.Module) -> None:
     """Call what transformers remembers for the whole process as if it did not: it would remember empty tensors."""
     for module in network.modules():
         for name in dir(type(module)):
+            if not name.startswith("_cached_"):
+                continue
             method = inspect.getattr_static(type(module), name)
             is_static = isinstance(method, staticmethod)
             function = method.__func__ if is_static else method
-            if name.startswith("_cached_") and hasattr(function, "__wrapped__"):
-                original = function.__wrapped__
-                setattr(module, name, original if is_static else original.__get__(module))
+            original = getattr(function, "__wrapped__", function)
+            setattr(module, name, original if is_static else original.__get__(module))
 
 
 def _simulate(network: nn.Module, task: Task, shape: Shape, plan: Plan, *, is_counted: bool = True) -> Step:

@@ -18,7 +18,7 @@ import torch
 import xxhash
 from torch import nn
 
-from hftl.config import ARGUMENT_CLASSES, Arguments
+from hftl.config import ARGUMENT_CLASSES, OLD_NAMES, Arguments
 from hftl.errors import UserError
 from hftl.examples import Examples
 from hftl.models.adapters import Adapter, adapter_of
@@ -189,9 +189,9 @@ def _list_differences(found: dict[str, Any], asked: dict[str, Any]) -> list[str]
 
 
 def _with_old_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by the names that every version of transformers had: 5.23 renames those of activation checkpointing."""
-    old = {name: name.replace("activation_checkpointing", "gradient_checkpointing") for name in settings}
-    return {old[name]: value for name, value in settings.items() if old[name] == name or old[name] not in settings}
+    """Settings by the names that every version of transformers had; where both are there, the old one's."""
+    renamed = {old: settings[new] for new, old in OLD_NAMES.items() if new in settings}
+    return renamed | {name: value for name, value in settings.items() if name not in OLD_NAMES}
 
 
 def _count_rows(run: dict[str, Any]) -> int:
