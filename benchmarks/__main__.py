@@ -11,7 +11,6 @@ The public example scripts are run from the folder that HFTL_PUBLIC_SCRIPTS name
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import argparse

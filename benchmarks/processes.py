@@ -43,7 +43,7 @@ def hftl(*words: str) -> list[str]:
 
 
 def build_environment(caches: Path, threads: int | None = None) -> dict[str, str]:
-    """The environment of a side: no network, its own caches, this checkout first on the path."""
+    """The environment of a side: no network, its own caches and threads, this checkout first on the path."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
@@ -53,7 +53,8 @@ def build_environment(caches: Path, threads: int | None = None) -> dict[str, str
         "HFTL_CACHE": str(caches / "hftl"),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    environment.pop("OMP_NUM_THREADS", None)
+    for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT"):
+        environment.pop(name, None)
     return environment | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 

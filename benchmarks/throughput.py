@@ -10,12 +10,9 @@ runs from `train()` to its return; what is prepared before (ours: resized images
 `benchmarks/results/throughput-KIND.json`.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -32,6 +29,7 @@ from transformers import Trainer, TrainingArguments
 from hftl.assets import resolve_model
 from hftl.config import Arguments, parse_args
 from hftl.examples import load_examples
+from hftl.processor import SPIN_COUNT
 from hftl.records import describe_environment
 from hftl.run import run
 from hftl.tasks import build_task
@@ -130,7 +128,8 @@ SIDES = {"stock": time_stock, "ours": time_ours}
 def time_alone(side: str, kind: str, seed: int) -> dict[str, float]:
     """One side in a process of its own: neither finds the memory, caches or settings that the other one left."""
     command = [sys.executable, __file__, kind, "--side", side, "--seed", str(seed)]
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    environment = os.environ | ({"GOMP_SPINCOUNT": SPIN_COUNT} if side == "ours" else {})  # as `hftl train` sets it
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(output.splitlines()[-1])
 
 

@@ -3,11 +3,9 @@
 On a GPU `hftl.config` decides, before anything is loaded. On a CPU it depends on the network, so it is decided here.
 """
 
-import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from hftl.config import Arguments
 from hftl.models.modes import find_mode
 from hftl.models.quantization import is_quantized
 from hftl.models.targets import is_convolutional
+from hftl.processor import has_instructions
 
 # Below it the casts cost what the products gain. docs/performance.md has what was measured.
 MIN_WIDTH = 256
@@ -26,7 +25,7 @@ INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
 def choose_autocast(args: Arguments, network: nn.Module) -> torch.dtype | None:
-    """bfloat16 for training on a CPU that multiplies it in hardware, unless the user has chosen; otherwise None.
+    """bfloat16 for training on a CPU that is known to multiply it, unless the user has chosen; otherwise None.
 
     Not for small networks and weights in few bits, which do not gain, nor where nothing is trained. Evaluation stays
     in float32, so that anybody finds the same predictions.
@@ -34,7 +33,7 @@ def choose_autocast(args: Arguments, network: nn.Module) -> torch.dtype | None:
     is_chosen = {"bf16", "fp16"} & set(args.given) or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
     if args.training.device.type != "cpu" or is_chosen or not find_mode(args.model.mode).is_trained:
         return None
-    if not has_bfloat16_instructions() or is_quantized(network):
+    if not has_instructions(*INSTRUCTIONS) or is_quantized(network):
         return None
     if is_convolutional(network):
         return torch.bfloat16 if _gains_in_convolutions(args, network) else None
@@ -84,13 +83,6 @@ def _is_depthwise(input: torch.Tensor, weight: torch.Tensor, *args: Any, **kwarg
 
 def _to_float32(value: Any) -> Any:
     return value.float() if isinstance(value, torch.Tensor) else value
-
-
-@functools.cache
-def has_bfloat16_instructions() -> bool:
-    """Whether the processor has them, as Linux tells it; elsewhere nothing is known, and `--bf16 true` decides."""
-    path = Path("/proc/cpuinfo")
-    return path.is_file() and any(name in path.read_text(errors="replace") for name in INSTRUCTIONS)
 
 
 def describe_precision(training: transformers.TrainingArguments, autocast: torch.dtype | None = None) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError, unknown_name
+from hftl.processor import describe_processor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,7 +184,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": _describe_cpu(),
+        "cpu": describe_processor(),
         "num_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if has_cuda else "cpu",
         "num_devices": torch.cuda.device_count() if has_cuda else 1,
@@ -238,15 +239,6 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected one JSON object. Run it again.")
     return content
-
-
-def _describe_cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _list_packages() -> dict[str, str]:

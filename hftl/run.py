@@ -15,16 +15,18 @@ from hftl.class_weights import weigh_classes
 from hftl.config import Arguments, write_config
 from hftl.cost.ledger import Ledger
 from hftl.cost.memory import PeakMemory
+from hftl.data.sampling import sort_by_length
 from hftl.examples import Examples, audit_lengths, describe_source, load_examples, prepare_examples
 from hftl.head_start import initialize_head
 from hftl.hub.canary import write_canary
 from hftl.hub.files import record_files
 from hftl.hub.push import publish_run, take_publication
 from hftl.models.adapters import adapter_of
+from hftl.models.dropout import draw_faster
 from hftl.models.embeddings import check_tokens, warn_of_still_rows
 from hftl.models.head import head_modules
-from hftl.models.load import find_commit, load_config, read_config
-from hftl.models.modes import count_parameters, find_mode
+from hftl.models.load import LoadedModel, find_commit, load_config, read_config
+from hftl.models.modes import Mode, count_parameters, find_mode
 from hftl.models.quantization import is_quantized
 from hftl.precision import choose_autocast, describe_precision
 from hftl.pretraining import check_pretraining, continue_pretraining
@@ -121,8 +123,7 @@ def run(
             head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
     with ledger.bucket("startup"):
         coverage = mode.cover(loaded.network, args.model, heads, sample_inputs(args, rows["train"], collator))
-        network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type, loaded.new_tokens)
-        warn_of_still_rows(network, loaded.new_tokens)
+        network = adapt_network(args, mode, task, loaded, heads)
         with ledger.bucket("train"):
             adapter_flops = initialize_adapter(network, args, rows["train"], collator)
         check_adapter_of_checkpoint(args, network)
@@ -196,6 +197,15 @@ def sample_inputs(args: Arguments, rows: datasets.Dataset, collator: Callable) -
     return {name: tensor.to(args.training.device) for name, tensor in batch.items() if name != "labels"}
 
 
+def adapt_network(args: Arguments, mode: Mode, task: Task, loaded: LoadedModel, heads: list[str]) -> nn.Module:
+    """The network as it is trained."""
+    network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type, loaded.new_tokens)
+    warn_of_still_rows(network, loaded.new_tokens)
+    if args.training.device.type == "cpu" and not args.training.torch_compile:
+        draw_faster(network)
+    return network
+
+
 def build_trainer(
     args: Arguments,
     task: Task,
@@ -208,9 +218,10 @@ def build_trainer(
     ledger: Ledger,
 ) -> FineTuningTrainer:
     """Wire the pieces together."""
+    validation, _ = sort_by_length(rows["validation"])
 
     def evaluate(prediction: transformers.EvalPrediction) -> dict[str, float]:
-        return task.compute_metrics(prediction.predictions, rows["validation"], examples.labels)
+        return task.compute_metrics(prediction.predictions, validation, examples.labels)
 
     trainer = FineTuningTrainer(
         task=task,
@@ -222,7 +233,7 @@ def build_trainer(
         model=network,
         args=args.training,
         train_dataset=rows["train"],
-        eval_dataset=rows["validation"],
+        eval_dataset=validation,
         data_collator=collator,
         processing_class=processor,
         compute_metrics=evaluate,

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 LOADER_WORKERS = {"image": 8, "text": 2, "language": 2}  # on CUDA: an image is augmented, a text only padded
 UNTRAINED = tuple(name for name, mode in MODES.items() if not mode.is_trained)
+CPU_EVAL_ROWS = 32  # a pass: cores are busy with fewer rows than a GPU, and fewer of unlike lengths are padded
 MIN_ROOM = 8  # tokens of a text, below which there is nothing to read
 SHARED_MEMORY_BYTES = 2**31  # 8 workers with two batches each of 128 images of 224 px are 1.2 GB
 
@@ -159,7 +160,9 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
             "per_device_train_batch_size": max(
                 1, BATCH_SIZE // (training.world_size * training.gradient_accumulation_steps)
             ),
-            "per_device_eval_batch_size": task.eval_batch_size,
+            "per_device_eval_batch_size": min(task.eval_batch_size, CPU_EVAL_ROWS)
+            if training.device.type == "cpu"
+            else task.eval_batch_size,
             "train_sampling_strategy": "random" if task.modality == "image" else "group_by_length",
             "logging_steps": 50.0,
             "logging_nan_inf_filter": False,  # the stock default logs a NaN loss as 0 and trains on

@@ -39,6 +39,7 @@ from hftl.cost.ledger import Ledger
 from hftl.data.labels import IGNORED
 from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
 from hftl.errors import TrainingDiverged, UserError
+from hftl.models.linear import linear_by_onednn
 from hftl.precision import computing_in
 from hftl.records import redact
 from hftl.resuming.checkpoints import clean, commit, find_damage, rotate, staging_folder
@@ -364,7 +365,8 @@ class FineTuningTrainer(Trainer):
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple:
         """The stock step, of which no more is kept than the task keeps: a class for each pixel or token of a whole
         split would fill the memory, as labels too, which the metrics take from the rows."""
-        loss, logits, labels = super().prediction_step(*args, **kwargs)
+        with linear_by_onednn():
+            loss, logits, labels = super().prediction_step(*args, **kwargs)
         if logits is not None and isinstance(labels, torch.Tensor):
             logits, labels = self.task.reduce(logits, labels), labels.flatten(1)[:, :1] if labels.dim() > 1 else labels
         return loss, logits, labels

@@ -17,7 +17,8 @@ BASE = {"errors", "records", "config", "assets"}
 SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base", "tasks.processors"}
 MAY_IMPORT = {
     "errors": set(),
-    "records": {"errors"},
+    "processor": set(),
+    "records": {"errors", "processor"},
     "scenes": set(),
     "assets": {"errors", "scenes"},
     "allocator": set(),
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     },  # the resolved configuration is a file of the run folder, replaced whole as well
     **dict.fromkeys(SERVICES, BASE),
     "tasks": BASE | {"tasks.base", "tasks.processors", "data", "metrics"},
-    "models": BASE | {"tasks.base", "tasks.processors"},
+    "models": BASE | {"processor", "tasks.base", "tasks.processors"},
 }
 RUNS = (
     "examples",
@@ -66,7 +67,7 @@ RUNS = (
     "baselines",
 )  # each only those before it
 for position, name in enumerate(RUNS):
-    MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "tasks", "models", *RUNS[:position]}
+    MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "processor", "tasks", "models", *RUNS[:position]}
 MAY_IMPORT["inference.predict"] |= {"inference.outputs"}
 MAY_IMPORT["inference.export"] |= {"compare.stats"}
 MAY_IMPORT["inference.evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files
@@ -87,7 +88,7 @@ STUDIES = {
 }
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
 STUDIES |= {"pretraining"}  # what its texts are and what it takes, which a plan must foresee
-STUDIES |= {"allocator"}  # a worker runs many cells
+STUDIES |= {"allocator", "processor"}  # a worker runs many cells
 STUDIES |= {"api"}  # of `compare` itself, which can be called; no module below it imports it
 # What a run would take, told from its settings and without it; `probe` makes a few real steps.
 MAY_IMPORT["estimation"] = {*BASE, "cost", "tasks", "tasks.base", "models", "precision"}

@@ -156,8 +156,8 @@ def test_the_shipped_default_configuration_is_found():
     assert default_config("wordnet.yaml") == ROOT / "recipes" / "configs" / "wordnet.yaml"
 
 
-def test_threads_do_not_spin_unless_the_user_says_so(monkeypatch):
-    for given, found in ((None, "0"), ("100", "100")):
+def test_threads_hardly_spin_unless_the_user_says_so(monkeypatch):
+    for given, found in ((None, "2000"), ("100", "100")):
         monkeypatch.setenv("GOMP_SPINCOUNT", given or "")
         if not given:
             monkeypatch.delenv("GOMP_SPINCOUNT")

@@ -22,6 +22,7 @@ from hftl.models.load import apply_overrides, build_random
 from hftl.records import RunRecord, read_predictions
 from hftl.run import run
 from hftl.tasks import build_task
+from hftl.trainer import FineTuningTrainer
 from tests import tiny
 
 MODES = ("full", "peft", "scratch", "probe")
@@ -318,3 +319,28 @@ def test_a_probe_costs_one_forward_pass_and_full_training_three(case, runs):
     if case == "text":  # the one batch of full training is padded, the probe's tokens are counted without
         ratio *= 1 - full.cost["padding_fraction"]
     assert ratio == pytest.approx(3, rel=0.1)
+
+
+def test_evaluation_while_training_pads_little_and_scores_as_the_one_after_it(checkpoints, tmp_path, monkeypatch):
+    """Rows of validation come from long to short, with their labels."""
+    draw, path = random.Random(0), tmp_path / "rows.jsonl"
+    with path.open("w") as lines:
+        for row in tiny.make_texts(200, seed=5):
+            text = " ".join([row["text"], *draw.choices(tiny.FILLER_WORDS, k=draw.randrange(20))])
+            lines.write(json.dumps({"text": text, "label": row["label"]}) + "\n")
+    widths, step = [], FineTuningTrainer.prediction_step
+
+    def watch(trainer, model, inputs, *args, **kwargs):
+        widths.append(inputs["input_ids"].shape[1])
+        return step(trainer, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(FineTuningTrainer, "prediction_step", watch)
+    flags = "--use_cpu --mode full --max_steps 4 --eval_strategy steps --eval_steps 4 --per_device_eval_batch_size 4"
+    words = [*flags.split(), "--train_file", str(path), "--model_name_or_path", str(checkpoints["bert"])]
+    record = run(parse_args([*words, "--output_dir", str(tmp_path / "run")]))
+    num_batches = -(-record.data["num_validation_examples"] // 4)
+    inside, after = widths[:num_batches], widths[num_batches : 2 * num_batches]
+    assert inside == after == sorted(inside, reverse=True) and inside[0] > inside[-1] + 10
+    (found,) = [entry for entry in record.history if "eval_loss" in entry]
+    for name in ("accuracy", "log_loss", "f1_macro"):
+        assert found[f"eval_{name}"] == pytest.approx(record.metrics["validation"][name], abs=1e-6)

@@ -67,6 +67,16 @@ def test_nothing_changes_on_a_cpu(tmp_path):
     assert not {name for name in args.filled if name.startswith(("dataloader", "bf16"))}
 
 
+@pytest.mark.parametrize(("kind", "wanted", "found"), [("cpu", 64, 32), ("cpu", 8, 8), ("cuda", 64, 64)])
+def test_a_cpu_is_asked_fewer_rows_at_once(kind, wanted, found, tmp_path, monkeypatch):
+    args = parse_args(["--mode", "full", "--dataset", "x", "--use_cpu", "--output_dir", str(tmp_path)])
+    monkeypatch.setattr(type(args.training), "device", torch.device(kind))
+    task = build_task("text-classification")
+    task.eval_batch_size = wanted
+    set_defaults(args, MODES["full"], build_network("bert"), task, 100)
+    assert args.training.per_device_eval_batch_size == found
+
+
 def test_it_has_to_be_chosen_before_training_arguments_are_made(tmp_path, monkeypatch):
     """And reaches accelerate, but not `config.yaml`."""
     monkeypatch.setattr(config, "_hardware_settings", lambda given, mode: {"use_cpu": True, "bf16": True})

@@ -13,7 +13,7 @@ from tests.test_trainer import build_rows, build_trainer
 @pytest.fixture
 def choose(monkeypatch, tmp_path):
     """Function: what is chosen with these flags, for a network that is `width` wide."""
-    monkeypatch.setattr(precision, "has_bfloat16_instructions", lambda: True)
+    monkeypatch.setattr(precision, "has_instructions", lambda *names: "avx512_bf16" in names)
 
     def start(*flags, name="bert", width=384, mode="full"):
         network = build_network(name)
@@ -26,7 +26,7 @@ def choose(monkeypatch, tmp_path):
 
 def test_a_wide_network_is_trained_in_bfloat16_where_the_processor_multiplies_it(choose, monkeypatch):
     assert choose() is torch.bfloat16 and choose(mode="peft") is torch.bfloat16
-    monkeypatch.setattr(precision, "has_bfloat16_instructions", lambda: False)
+    monkeypatch.setattr(precision, "has_instructions", lambda *names: False)
     assert choose() is None
 
 

@@ -2,18 +2,18 @@
 
 import argparse
 import json
-import os
 import shlex
 from pathlib import Path
 
 from hftl.cli.words import Parser, configure_logging, default_config, print_lines, quiet_libraries
 from hftl.collector import importing
 from hftl.errors import UserError
+from hftl.processor import limit_spinning
 
 
 def compare(argv: list[str]) -> None:
     """`hftl compare`: run what is missing of an experiment and write its report."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    limit_spinning()
     options = _parse_compare(argv)
     configure_logging()
     with importing():

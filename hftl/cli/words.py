@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import time
 import warnings
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hftl.errors import UserError, unknown_name
+from hftl.processor import limit_spinning
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -55,8 +55,8 @@ def find_process_start() -> float:
 
 
 def prepare_libraries() -> None:
-    """For verbs that compute: threads that do not spin, logs of ours alone."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    """For verbs that compute: threads that hardly spin, logs of ours alone."""
+    limit_spinning()
     configure_logging()
     quiet_libraries()
 

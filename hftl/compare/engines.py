@@ -19,13 +19,18 @@ from concurrent.futures.process import BrokenProcessPool
 
 from hftl.compare.cells import Job, record_loss, run_job
 from hftl.errors import UserError
+from hftl.processor import SPIN_COUNT
 from hftl.records import count_cores
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2  # of a cell whose worker died under it, for want of memory for instance
 # Read once when libraries are imported: set before a worker starts.
-WORKER_ENVIRONMENT = {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+WORKER_ENVIRONMENT = {
+    "GOMP_SPINCOUNT": SPIN_COUNT,
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 def count_devices() -> int:

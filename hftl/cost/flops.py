@@ -33,8 +33,8 @@ def _quantized(inputs: Shape, weight: Shape, shape: Shape, *args: object, **kwar
     return 2 * math.prod(inputs) * shape[0]
 
 
-def _quantized_int8(inputs: Shape, weight: Shape, *args: object, **kwargs: object) -> int:
-    """Inputs [*, K] by int8 weights [N, K]."""
+def _linear(inputs: Shape, weight: Shape, *args: object, **kwargs: object) -> int:
+    """Inputs [*, K] by weights [N, K]."""
     return 2 * math.prod(inputs) * weight[0]
 
 
@@ -43,12 +43,15 @@ def _quantized_mixed(inputs: Shape, quantized: Shape, weight: Shape, *args: obje
     return 2 * math.prod(inputs) * weight[0]
 
 
-# Products of bitsandbytes, which are operators of their own.
-_QUANTIZED = {
-    "gemm_4bit": _quantized,
-    "gemv_4bit": _quantized,
-    "int8_scaled_mm": _quantized_int8,
-    "int8_mixed_scaled_mm": _quantized_mixed,
+# Products that are operators of their own: of bitsandbytes, there once it was imported, and of oneDNN.
+_PRODUCTS = {
+    "bitsandbytes": {
+        "gemm_4bit": _quantized,
+        "gemv_4bit": _quantized,
+        "int8_scaled_mm": _linear,
+        "int8_mixed_scaled_mm": _quantized_mixed,
+    },
+    "mkldnn": {"_linear_pointwise": _linear},
 }
 
 # Where torch 2.8 to 2.13 is wrong.
@@ -69,16 +72,17 @@ def count_units(batch: dict[str, torch.Tensor]) -> int:
 
 def count_flops(function: Callable[[], object]) -> int:
     """Call `function` once and count what it executes, backward passes and recomputation included."""
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS | _find_quantized())
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS | _find_products())
     with counter:
         function()
     return counter.get_total_flops()
 
 
-def _find_quantized() -> dict[Any, Callable]:
-    """Formulas of those operators that bitsandbytes has registered, if it was imported."""
+def _find_products() -> dict[Any, Callable]:
+    """Formulas of those operators that are there."""
     return {
-        getattr(torch.ops.bitsandbytes, name): formula
-        for name, formula in _QUANTIZED.items()
-        if hasattr(torch.ops.bitsandbytes, name)
+        getattr(operators, name): formula
+        for library, formulas in _PRODUCTS.items()
+        for name, formula in formulas.items()
+        if hasattr(operators := getattr(torch.ops, library), name)
     }

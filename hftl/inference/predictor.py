@@ -21,6 +21,7 @@ from hftl.data.language import read_chat
 from hftl.errors import UserError
 from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
 from hftl.merge import TOLERANCE, fold_adapter
+from hftl.models.linear import linear_by_onednn
 from hftl.models.quantization import is_quantized
 from hftl.tasks.base import AnswerOptions
 
@@ -163,7 +164,8 @@ class Predictor:
             chosen = order[start : start + self.batch_size]
             try:
                 batch = self.build_batch([rows[index] for index in chosen])
-                values = ask(batch)
+                with linear_by_onednn():
+                    values = ask(batch)
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise

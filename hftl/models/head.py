@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hftl.errors import UserError
+from hftl.models.linear import linear_by_onednn
 from hftl.models.load import body_prefix
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def compute_features(
     was_training = network.training
     network.eval()
     try:
-        with _tensor_cores(device):
+        with _tensor_cores(device), linear_by_onednn():
             outputs = (
                 network(**{key: value.to(device) for key, value in batch.items() if key != "labels"}).logits
                 for batch in batches
