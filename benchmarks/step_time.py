@@ -12,7 +12,7 @@ import tempfile
 import time
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as `hftl train` sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as `hftl train` sets it, for both sides: they share a process
 
 import datasets
 import numpy as np

@@ -128,7 +128,8 @@ SIDES = {"stock": time_stock, "ours": time_ours}
 def time_alone(side: str, kind: str, seed: int) -> dict[str, float]:
     """One side in a process of its own: neither finds the memory, caches or settings that the other one left."""
     command = [sys.executable, __file__, kind, "--side", side, "--seed", str(seed)]
-    environment = os.environ | ({"GOMP_SPINCOUNT": SPIN_COUNT} if side == "ours" else {})  # as `hftl train` sets it
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment |= {"GOMP_SPINCOUNT": SPIN_COUNT} if side == "ours" else {}  # as `hftl train` sets it
     output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(output.splitlines()[-1])
 

@@ -123,7 +123,7 @@ def run(
             head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
     with ledger.bucket("startup"):
         coverage = mode.cover(loaded.network, args.model, heads, sample_inputs(args, rows["train"], collator))
-        network = adapt_network(args, mode, task, loaded, heads)
+        network = adapt_for_training(args, mode, task, loaded, heads)
         with ledger.bucket("train"):
             adapter_flops = initialize_adapter(network, args, rows["train"], collator)
         check_adapter_of_checkpoint(args, network)
@@ -197,8 +197,8 @@ def sample_inputs(args: Arguments, rows: datasets.Dataset, collator: Callable) -
     return {name: tensor.to(args.training.device) for name, tensor in batch.items() if name != "labels"}
 
 
-def adapt_network(args: Arguments, mode: Mode, task: Task, loaded: LoadedModel, heads: list[str]) -> nn.Module:
-    """The network as it is trained."""
+def adapt_for_training(args: Arguments, mode: Mode, task: Task, loaded: LoadedModel, heads: list[str]) -> nn.Module:
+    """The network with the weights that are trained, and dropout that a CPU draws fast."""
     network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type, loaded.new_tokens)
     warn_of_still_rows(network, loaded.new_tokens)
     if args.training.device.type == "cpu" and not args.training.torch_compile:

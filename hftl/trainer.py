@@ -19,7 +19,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,16 +61,20 @@ class SummedLoss:
         self.sum_loss = sum_loss
         self.is_finite: torch.Tensor | None = None
         self.parts: list[torch.Tensor] = []  # of the current step, one of each micro-batch
+        self.evaluated: list[torch.Tensor] = []  # of the current evaluation, sum and labels of each batch
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = self.sum_loss(convert_to_fp32(outputs), labels) / count  # of products in fewer bits
+        total = self.sum_loss(convert_to_fp32(outputs), labels)  # of products in fewer bits
+        loss = total / count
         if torch.is_grad_enabled():
             self.parts.append(loss.detach())
             finite = torch.isfinite(loss.detach())
             self.is_finite = finite if self.is_finite is None else self.is_finite & finite
+        else:
+            self.evaluated.append(torch.stack([total, count.to(total.dtype)]))
         return loss
 
 
@@ -362,18 +366,29 @@ class FineTuningTrainer(Trainer):
             logger.warning("Evaluation ran out of memory: again with batches of %s.", args.per_device_eval_batch_size)
             release_memory()
 
+    def _faster_linear(self) -> AbstractContextManager:
+        is_compiled = self.args.torch_compile  # then the compiler chooses
+        return nullcontext() if is_compiled else linear_by_onednn(self.args.device)
+
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple:
         """The stock step, of which no more is kept than the task keeps: a class for each pixel or token of a whole
         split would fill the memory, as labels too, which the metrics take from the rows."""
-        with linear_by_onednn():
+        with self._faster_linear():
             loss, logits, labels = super().prediction_step(*args, **kwargs)
         if logits is not None and isinstance(labels, torch.Tensor):
             logits, labels = self.task.reduce(logits, labels), labels.flatten(1)[:, :1] if labels.dim() > 1 else labels
         return loss, logits, labels
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """The stock loop, in which a loss over tokens is the mean over tokens, not the mean of means over batches."""
-        output = super().evaluation_loop(*args, **kwargs)
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """The stock loop, in which the loss is the mean over labels, not over rows of the means of their batches.
+
+        Of several processes the last ones may repeat rows, which count twice; not where a score says the same.
+        """
+        self.loss.evaluated.clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.loss.evaluated:
+            total, count = self.accelerator.reduce(torch.stack(self.loss.evaluated).sum(0)).tolist()
+            output.metrics[f"{metric_key_prefix}_loss"] = total / count if count else math.nan
         for name in [name for name in output.metrics if name.endswith("_token_loss")]:
             output.metrics[name.replace("_token_loss", "_loss")] = output.metrics[name]
         return output
@@ -486,7 +501,7 @@ class FineTuningTrainer(Trainer):
             return reduced
         network = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         for batch in tqdm(self.get_eval_dataloader(rows), desc="Writing", disable=self.args.disable_tqdm):
-            with torch.no_grad():
+            with torch.no_grad(), self._faster_linear():
                 tokens = self.task.write(network, batch)
             tokens = self.accelerator.pad_across_processes(tokens, dim=1, pad_index=FILL)
             written += list(self.accelerator.gather_for_metrics(tokens).cpu().numpy())

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from hftl.models import dropout
 from hftl.models.dropout import SixteenBitDropout, draw_faster, draw_mask
 
 
@@ -31,13 +32,13 @@ def test_shape_and_type_stay(shape, dtype):
 
 
 def test_the_seed_decides_and_evaluation_drops_nothing():
-    dropout, values = SixteenBitDropout(0.3), torch.randn(50, 8)
+    dropping, values = SixteenBitDropout(0.3), torch.randn(50, 8)
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        drawn.append(dropout(values))
+        drawn.append(dropping(values))
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-    assert dropout.eval()(values) is values
+    assert dropping.eval()(values) is values
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.0, 1.0), (1.0, 0.0)])
@@ -46,19 +47,20 @@ def test_all_and_nothing_are_dropped_as_by_torch(rate, expected):
 
 
 def test_gradients_are_those_of_the_same_mask_also_when_activations_are_computed_again():
-    dropout = SixteenBitDropout(0.5)
+    dropping = SixteenBitDropout(0.5)
     gradients = []
     for again in (False, True):
         torch.manual_seed(3)
         values = torch.ones(64, requires_grad=True)
-        output = checkpoint(dropout, values, use_reentrant=False) if again else dropout(values)
+        output = checkpoint(dropping, values, use_reentrant=False) if again else dropping(values)
         output.sum().backward()
         assert torch.equal(values.grad, output.detach())
         gradients.append(values.grad)
     assert torch.equal(*gradients)
 
 
-def test_it_replaces_what_drops_and_keeps_names_and_weights():
+def test_it_replaces_what_drops_and_keeps_names_and_weights(monkeypatch):
+    monkeypatch.setattr(dropout, "is_made_by", lambda vendor: False)
     network = nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), "b": nn.Dropout(0.0)})
     network["c"] = nn.Dropout(0.1, inplace=True)
     network.eval()
@@ -67,3 +69,10 @@ def test_it_replaces_what_drops_and_keeps_names_and_weights():
     assert type(network["a"][1]) is SixteenBitDropout and network["a"][1].p == 0.1 and not network["a"][1].training
     assert type(network["b"]) is type(network["c"]) is nn.Dropout
     assert network.state_dict().keys() == before.keys()
+
+
+def test_it_is_left_to_torch_where_torch_draws_on_all_cores(monkeypatch):
+    monkeypatch.setattr(dropout, "is_made_by", lambda vendor: vendor == "GenuineIntel")
+    network = nn.Sequential(nn.Dropout(0.1))
+    draw_faster(network)
+    assert type(network[0]) is nn.Dropout

@@ -49,7 +49,8 @@ def test_outside_linux_nothing_is_known(told):
 
 
 def test_the_users_own_spinning_stays(monkeypatch):
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is put back
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     processor.limit_spinning()
     assert os.environ["GOMP_SPINCOUNT"] == processor.SPIN_COUNT
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")

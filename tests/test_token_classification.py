@@ -132,6 +132,22 @@ def trained(folder):
         return run(args), folder / "run"
 
 
+def test_the_loss_of_evaluation_is_a_mean_over_tags_however_rows_are_batched(folder, tmp_path):
+    rows = [
+        {name: values * (1 + number % 3) for name, values in row.items()}
+        for number, row in enumerate(make_rows(30, 2))
+    ]
+    tiny.write_jsonl(tmp_path / "validation.jsonl", rows)
+    losses = []
+    for size in ("1", "7", "30"):
+        flags = "--task token-classification --mode full --use_cpu --max_steps 2 --eval_strategy steps --eval_steps 2"
+        words = [*flags.split(), "--train_file", str(folder / "train.jsonl"), "--per_device_eval_batch_size", size]
+        words += ["--validation_file", str(tmp_path / "validation.jsonl"), "--output_dir", str(tmp_path / size)]
+        record = run(parse_args([*words, "--model_name_or_path", str(folder / "bert")]))
+        losses += [entry["eval_loss"] for entry in record.history if "eval_loss" in entry]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
 def test_a_run_over_windows_learns_and_its_rows_add_up(trained):
     record, folder = trained
     scores, table = record.metrics["test"], read_predictions(folder)

@@ -164,7 +164,7 @@ class Predictor:
             chosen = order[start : start + self.batch_size]
             try:
                 batch = self.build_batch([rows[index] for index in chosen])
-                with linear_by_onednn():
+                with linear_by_onednn(self.device):
                     values = ask(batch)
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:

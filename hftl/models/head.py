@@ -98,7 +98,7 @@ def compute_features(
     was_training = network.training
     network.eval()
     try:
-        with _tensor_cores(device), linear_by_onednn():
+        with _tensor_cores(device), linear_by_onednn(device):
             outputs = (
                 network(**{key: value.to(device) for key, value in batch.items() if key != "labels"}).logits
                 for batch in batches

@@ -16,13 +16,15 @@ MIN_PRODUCTS = 2**21
 
 
 @contextmanager
-def linear_by_onednn() -> Iterator[None]:
+def linear_by_onednn(device: torch.device) -> Iterator[None]:
     """Compute linear layers in float32 by oneDNN while inside, where it is faster than MKL and no gradient is wanted.
+
+    Nothing where `device`, on which the network is, is no CPU.
 
     torch gives products of float32 to MKL, which leaves half of an AMD processor with AVX-512 idle. Both add up in
     float32; results differ in the last bits, as they do between any two machines.
     """
-    if not is_onednn_faster():
+    if device.type != "cpu" or not is_onednn_faster():
         yield
         return
     with _LinearByOneDnn():
@@ -51,6 +53,7 @@ def _gains(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and all(type(t) in _PLAIN and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and weight.is_contiguous()
         and input.numel() * weight.shape[0] >= MIN_PRODUCTS
     )
 

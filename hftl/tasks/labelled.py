@@ -80,16 +80,16 @@ class LabelledTask(Task):
         return logits[0] if isinstance(logits, tuple) else logits
 
     def compute_metrics(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, float]:
-        return compute_metrics(kept, np.asarray(rows["labels"]), info.problem_type, info.names)
+        return compute_metrics(kept, np.asarray(rows["labels"][:]), info.problem_type, info.names)
 
     def compute_report(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, Any]:
         """Every metric of the problem type, per class too."""
-        return compute_report(kept, np.asarray(rows["labels"]), info.problem_type, info.names)
+        return compute_report(kept, np.asarray(rows["labels"][:]), info.problem_type, info.names)
 
     def describe_predictions(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, Any]:
         probabilities = None if info.problem_type == REGRESSION else compute_probabilities(kept, info.problem_type)
         predictions = compute_predictions(kept, info.problem_type)
-        return label_columns(rows["row_id"][:], np.asarray(rows["labels"]), predictions, probabilities)
+        return label_columns(rows["row_id"][:], np.asarray(rows["labels"][:]), predictions, probabilities)
 
     def decode(
         self, kept: list[np.ndarray], rows: dict[str, list], processor: Any, info: LabelInfo, options: AnswerOptions
