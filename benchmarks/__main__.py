@@ -1,6 +1,6 @@
 """Measure the claims about speed on a CPU: `python -m benchmarks [NAME ...]`.
 
-    python -m benchmarks                  # every claim, then the tables; about 35 minutes on two idle cores
+    python -m benchmarks                  # every claim, then the tables; about half an hour on two idle cores
     python -m benchmarks cold-start       # one of them
     python -m benchmarks --missing        # only those that have no result of this commit yet
     python -m benchmarks --list           # names, durations, what is compared

@@ -326,7 +326,7 @@ SPEED = {
     "plain-image": "EfficientNet-Lite0 full, 224 px, 400 JPEGs once, whole process, against a plain PyTorch loop",
     "text-target": "seconds to .55 test accuracy, 1,000 labels, against that script at its best rate",
     "probe-and-full": "frozen probe against full fine-tuning, 1,000 labels, whole processes",
-    "campaign": "9 cells of `hftl compare` against 9 runs of `hftl train`",
+    "campaign": "27 cells of `hftl compare` against 27 runs of `hftl train`",
     "five-checkpoints": "probing five checkpoints against one full fine-tuning",
     "peak-share": "text training, share of the float32 matrix peak",
     "cold-start": "command to first step, cached data, in times of importing torch and transformers (lower is better)",
