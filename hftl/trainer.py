@@ -382,12 +382,13 @@ class FineTuningTrainer(Trainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """The stock loop, in which the loss is the mean over labels, not over rows of the means of their batches.
 
-        Of several processes the last ones may repeat rows, which count twice; not where a score says the same.
+        Several processes repeat rows at the end, which the stock mean leaves out and a sum would count twice: there it
+        stays, but for tasks with a score of their own for it.
         """
         self.loss.evaluated.clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.loss.evaluated:
-            total, count = self.accelerator.reduce(torch.stack(self.loss.evaluated).sum(0)).tolist()
+        if self.loss.evaluated and self.args.world_size == 1:
+            total, count = torch.stack(self.loss.evaluated).sum(0).tolist()
             output.metrics[f"{metric_key_prefix}_loss"] = total / count if count else math.nan
         for name in [name for name in output.metrics if name.endswith("_token_loss")]:
             output.metrics[name.replace("_token_loss", "_loss")] = output.metrics[name]

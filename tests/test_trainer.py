@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from hftl.config import ModelArguments, parse_args
 from hftl.cost.ledger import Ledger
@@ -668,3 +668,21 @@ def test_counting_flops_does_not_change_the_first_step(tmp_path, monkeypatch):
         trainer.train()
         losses.append(read_losses(trainer).tolist())
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_loss_of_evaluation_is_of_labels_where_no_process_repeats_rows(world_size, tmp_path, monkeypatch):
+    """Of several processes it is the stock one, which leaves the repeated rows out."""
+    trainer = build_trainer(tmp_path, "bert", build_network("bert"), build_rows("bert"), per_device_eval_batch_size=8)
+    stock = Trainer.evaluation_loop
+
+    def loop(trainer, *args, **kwargs):
+        output = stock(trainer, *args, **kwargs)
+        trainer.loss.evaluated[:] = [torch.tensor([6.0, 2.0]), torch.tensor([0.0, 4.0])]
+        output.metrics["eval_loss"] = 7.0
+        return output
+
+    monkeypatch.setattr(Trainer, "evaluation_loop", loop)
+    loader = trainer.get_eval_dataloader()
+    monkeypatch.setattr(TrainingArguments, "world_size", world_size)
+    assert trainer.evaluation_loop(loader, "Evaluation").metrics["eval_loss"] == {1: 1.0, 2: 7.0}[world_size]

@@ -43,5 +43,4 @@ def draw_faster(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Dropout and child.p and not child.inplace:
-                faster = SixteenBitDropout(child.p).train(child.training)
-                setattr(parent, name, faster)
+                setattr(parent, name, SixteenBitDropout(child.p).train(child.training))
