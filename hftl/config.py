@@ -50,7 +50,10 @@ class DataArguments:
         None, "One or two text columns; of a language model: the text, or prompt and completion, or the chat."
     )
     image_column: str | None = _option(None, "Column with images or with image paths.")
-    label_column: str | None = _option(None, "Column with the labels, or with the masks.")
+    # One name alone is held as a text.
+    label_column: list[str] | None = _option(
+        None, "Column with the labels, or with the masks; of labels that have a column of 0 and 1 each, all of them."
+    )
     problem_type: str | None = _option(
         None,
         "Decided from the labels when not given.",
@@ -115,6 +118,7 @@ class DataArguments:
     show_example: bool = _option(False, "causal-lm: print one training row with the part that is learnt marked.")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "label_column", _unwrap(self.label_column))
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"--validation_fraction is {self.validation_fraction}; give a share between 0 and 1.")
         for name in ("num_train_examples", "num_train_examples_per_class", "num_validation_examples"):
@@ -199,6 +203,10 @@ class ModelArguments:
         if self.freeze_layers < 0:
             raise UserError(f"--freeze_layers is {self.freeze_layers}; give 0 or more.")
         _check_positive("early_stopping_patience", self.early_stopping_patience)
+
+
+def _unwrap(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _check_positive(name: str, value: int | None) -> None:
@@ -312,6 +320,7 @@ def _build_arguments(values: dict[str, Any], given: set[str], mode: str | None) 
             f"Use `hftl train --mode {values['mode']}`."
         )
     values["mode"] = mode or values["mode"]
+    values["label_column"] = _unwrap(values["label_column"])
     values |= {name: _parse_json(name, values[name]) for name in given if name.endswith(("_kwargs", "_config"))}
     parts = []
     for cls in ARGUMENT_CLASSES:

@@ -15,9 +15,12 @@ from hftl.data.labels import LabelInfo
 from hftl.data.load import load_splits
 from hftl.data.stream import open_stream
 from hftl.errors import UserError
+from hftl.metrics.spans import count_document
+from hftl.metrics.tag_schemes import read_scheme
 from hftl.records import read_predictions
 from hftl.run import run
-from hftl.tasks.token_classification import TokenClassification, _count, cut_windows
+from hftl.tasks.token_classification import TokenClassification
+from hftl.tasks.word_windows import cut_windows
 from tests import tiny
 
 INFO = LabelInfo("token-classification", ("O", "B-X", "I-X", "B-Y", "I-Y"))
@@ -66,14 +69,16 @@ def test_every_word_of_a_long_document_is_answered_once(tokenizer, size):
 def test_counts_give_the_f1_of_seqeval(seed):
     draw = random.Random(seed)
     true, found = ([[draw.randrange(5) for _ in range(9)] for _ in range(6)] for _ in range(2))
-    counts = np.sum([_count(a, b, INFO) for a, b in zip(true, found, strict=True)], axis=0)
     names = [[[INFO.names[n] for n in row] for row in rows] for rows in (true, found)]
+    scheme = read_scheme(INFO.names)
+    counts = np.sum([count_document(a, b, scheme) for a, b in zip(*names, strict=True)], axis=0)
     assert 2 * counts[4] / (counts[2] + counts[3]) == pytest.approx(f1_score(*names))
 
 
 def test_spans_of_a_known_case():
     """B-X I-X O against B-X O O: the span differs, so nothing matches, though two of three words are right."""
-    assert _count([1, 2, 0], [1, 0, 0], INFO) == (3, 2, 1, 1, 0)
+    scheme = read_scheme(INFO.names)
+    assert count_document(["B-X", "I-X", "O"], ["B-X", "O", "O"], scheme) == (3, 2, 1, 1, 0)
 
 
 def test_conll_files_are_read(tmp_path):

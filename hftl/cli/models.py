@@ -52,7 +52,7 @@ def evaluate(argv: list[str]) -> None:
     parser.add_argument(
         "data", help="file, folder, Hub id or bundled:NAME, with :SPLIT; default: test or the only one"
     )
-    parser.add_argument("--label_column", help="default: as in training")
+    parser.add_argument("--label_column", nargs="+", help="default: as in training")
     parser.add_argument("--output_file", type=Path, help="all of it as JSON")
     options = parser.parse_args(argv)
     prepare_libraries()

@@ -13,6 +13,7 @@ import numpy as np
 
 from hftl.data.columns import choose_named
 from hftl.data.files import IMAGE_PATH_NAMES
+from hftl.data.label_columns import name_label_column
 from hftl.data.masks import upright_size
 from hftl.errors import UserError
 
@@ -29,7 +30,7 @@ LAYOUT = "{bbox: [[x, y, width, height], ...], category: [...]}"
 def choose_objects(features: datasets.Features, args: Any) -> str:
     """The column of the boxes."""
     found = [name for name in features if name.lower() in OBJECT_NAMES]
-    return choose_named("boxes", found, args.label_column, features, "--label_column")
+    return choose_named("boxes", found, name_label_column(args), features, "--label_column")
 
 
 def choose_picture(features: datasets.Features, args: Any) -> str:

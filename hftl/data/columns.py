@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 
 from hftl.data.files import IMAGE_PATH_NAMES
+from hftl.data.label_columns import name_label_columns
 from hftl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -68,9 +69,10 @@ def choose_inputs(features: datasets.Features, args: "DataArguments", modality: 
     Raises:
         UserError: a name that is not a column, or no single best guess; the message says what to type.
     """
-    labels = [name for name in features if name == args.label_column or name.lower() in sum(LABEL_NAMES, ())]
+    given = name_label_columns(args)
+    labels = [name for name in features if name in given or name.lower() in sum(LABEL_NAMES, ())]
     if modality == "image":
-        return _choose_image(features, args.image_column, args.label_column or "")
+        return _choose_image(features, args.image_column, given[0] if given else "")
     if args.text_columns:
         return _check_given_texts(features, args.text_columns, "")
     others = datasets.Features({name: feature for name, feature in features.items() if name not in labels})
@@ -114,7 +116,7 @@ def _choose_label(features: datasets.Features, given: str | None) -> str:
             raise _ambiguous("label", found, features, "--label_column X")
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(classes) != 1:
-        raise _ambiguous("label", classes, features, "--label_column X")
+        raise _ambiguous("label", classes, features, "--label_column X [Y ...]")
     return classes[0]
 
 

@@ -1,11 +1,15 @@
 """What does a CoNLL file hold? One word a line with its columns, an empty line after a sentence.
 
 The first column is the word and the last one its tag (CoNLL-2000, 2002, 2003); in the ten columns of CoNLL-U the
-second and the fourth (UPOS). It must not know what a tag means.
+second and the fourth (UPOS). Lines that start with # are comments unless they have the columns of a word. It must not
+know what a tag means.
 """
 
 import itertools
+import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -17,6 +21,38 @@ DOCUMENT_START = "-DOCSTART-"
 UNIVERSAL_COLUMNS = 10
 LOOKED_AT = 200  # lines of a .txt, which may be either
 ALIKE = 0.8  # of them with one number of columns
+_ROLE = re.compile(r"[BIESLUMWO]|[BIESLUMW][-_]\S+", re.IGNORECASE)  # a tag that no other word needs to have
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the lines of words in a file look.
+
+    Attributes:
+        width: number of columns.
+        is_tabbed: whether tabs separate them, so that a line without a tab is no word.
+        tags: of the words that do not start with #.
+    """
+
+    width: int
+    is_tabbed: bool
+    tags: frozenset[str]
+
+    def is_comment(self, line: str, path: Path, number: int) -> bool:
+        """Whether a line that starts with # is no word.
+
+        Raises:
+            UserError: it has the columns of a word, but its last one is nowhere a tag.
+        """
+        columns = line.split("\t") if self.is_tabbed else line.split()
+        if len(columns) != self.width or self.width == UNIVERSAL_COLUMNS:
+            return True
+        if self.width == 1 or self.is_tabbed or columns[-1] in self.tags or _ROLE.fullmatch(columns[-1]):
+            return False
+        raise UserError(
+            f"{path}, line {number}: {line.strip()[:60]!r} may be a comment or the word {columns[0]!r} with the tag "
+            f"{columns[-1]!r}. Remove the line, or put tabs between the columns of all lines."
+        )
 
 
 def is_conll(path: Path) -> bool:
@@ -24,7 +60,7 @@ def is_conll(path: Path) -> bool:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         begin = list(itertools.islice(file, LOOKED_AT))
     lines = [line for line in begin if line.strip()]
-    widths = Counter(len(line.split("\t") if "\t" in line else line.split()) for line in lines)
+    widths = Counter(len(_split(line)) for line in lines)
     width, count = widths.most_common(1)[0] if widths else (0, 0)
     return width >= 2 and count >= ALIKE * len(lines) and len(lines) < len(begin)
 
@@ -39,13 +75,10 @@ def read_conll(path: Path, *, needs_tags: bool = True) -> datasets.Dataset:
     Raises:
         UserError: it is not UTF-8, holds no sentence, or a line has another number of columns than the first.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # not `splitlines`, which ends a line at U+2028 and \x85 as well
-            lines = [line.rstrip("\n") for line in file]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error}); convert it, e.g. `iconv -f latin1 -t utf-8`.") from error
+    lines = _read_lines(path)
+    layout = _find_layout(lines)
     rows: dict[str, list[list[str]]] = {"tokens": [], "tags": []}
-    words, tags, width = [], [], 0
+    words, tags = [], []
     for number, line in enumerate([*lines, ""], 1):
         if not line.strip():
             if words:
@@ -53,16 +86,15 @@ def read_conll(path: Path, *, needs_tags: bool = True) -> datasets.Dataset:
                 rows["tags"].append(tags)
             words, tags = [], []
             continue
-        if line.startswith(DOCUMENT_START) or (line.startswith("#") and (not words or len(line.split()) != width)):
+        if line.startswith(DOCUMENT_START) or (line.startswith("#") and layout.is_comment(line, path, number)):
             continue
-        columns = line.split("\t") if "\t" in line else line.split()
-        width = width or len(columns)
-        if len(columns) != width or (needs_tags and width < 2):
+        columns = _split(line)
+        if len(columns) != layout.width or (needs_tags and layout.width < 2):
             raise UserError(
-                f"{path}, line {number}: found {len(columns)} columns, expected {max(1 + needs_tags, width)}: a word "
-                "first, its tag last, an empty line after each sentence."
+                f"{path}, line {number}: found {len(columns)} columns, expected {max(1 + needs_tags, layout.width)}: a "
+                "word first, its tag last, an empty line after each sentence."
             )
-        if width == UNIVERSAL_COLUMNS and columns[0].replace("-", "").replace(".", "").isdigit():
+        if layout.width == UNIVERSAL_COLUMNS and columns[0].replace("-", "").replace(".", "").isdigit():
             if not columns[0].isdigit():  # a contraction, or an empty node: its parts have lines of their own
                 continue
             columns = [columns[1], columns[3]]
@@ -70,4 +102,27 @@ def read_conll(path: Path, *, needs_tags: bool = True) -> datasets.Dataset:
         tags.append(columns[-1])
     if not rows["tokens"]:
         raise UserError(f"{path} holds no sentence; expected one word a line with its tag, e.g. `Paris B-LOC`.")
-    return datasets.Dataset.from_dict(rows if width > 1 else {"tokens": rows["tokens"]})
+    return datasets.Dataset.from_dict(rows if layout.width > 1 else {"tokens": rows["tokens"]})
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:  # not `splitlines`, which ends a line at U+2028 and \x85 as well
+            return [line.rstrip("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}); convert it, e.g. `iconv -f latin1 -t utf-8`.") from error
+
+
+def _find_layout(lines: Sequence[str]) -> Layout:
+    """From the first word that does not start with #; where all do, from the usual line."""
+    words = [line for line in lines if line.strip() and not line.startswith(DOCUMENT_START)]
+    plain = [line for line in words if not line.startswith("#")]
+    if not words:
+        return Layout(0, False, frozenset())
+    if not plain:
+        plain = [Counter(words).most_common(1)[0][0]]
+    return Layout(len(_split(plain[0])), "\t" in plain[0], frozenset(_split(line)[-1] for line in plain))
+
+
+def _split(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else line.split()

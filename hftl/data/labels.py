@@ -6,10 +6,13 @@ model or the loss.
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import datasets
 
+from hftl.data.label_lists import parse_lists
+from hftl.data.label_spelling import clean_label, find_joined, make_key
 from hftl.errors import UserError, unknown_name
 
 IGNORED = -100  # a label that counts nowhere, as in torch.nn.functional.cross_entropy
@@ -18,10 +21,15 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 
 @dataclass(frozen=True)
 class LabelInfo:
-    """The problem type and the name of each output of the model, in order; the only name in regression is `value`."""
+    """The problem type and the name of each output of the model, in order; the only name in regression is `value`.
+
+    Attributes:
+        spellings: name -> how it stands in the data, where that is in several ways which are read as one.
+    """
 
     problem_type: str
     names: tuple[str, ...]
+    spellings: Mapping[str, list[str]] = field(default_factory=dict, compare=False)
 
     @property
     def num_labels(self) -> int:
@@ -44,7 +52,7 @@ def keep_labels(splits: datasets.DatasetDict, names: list[str]) -> datasets.Data
     """
     if _kind(next(iter(splits.values())).features["label"]) not in ("class", "string", "bool", "integer"):
         raise UserError("--only_labels needs one class a row.")
-    kept = {}
+    kept, names = {}, [clean_label(name) for name in names]
     for split, rows in splits.items():
         labels = [name for (name,) in _read_names(rows, split, SINGLE, ",", None)]
         if split == "train" and (unknown := sorted(set(names) - set(labels))):
@@ -52,9 +60,41 @@ def keep_labels(splits: datasets.DatasetDict, names: list[str]) -> datasets.Data
         indices = [index for index, name in enumerate(labels) if name in names]
         if not indices:
             raise UserError(f"The {split} split has no row of the classes in --only_labels.")
-        rows = rows.select(indices).remove_columns("label")
-        kept[split] = rows.add_column("label", [labels[index] for index in indices])
+        kept[split] = rows.select(indices)
+        if _kind(rows.features["label"]) != "string":
+            kept[split] = kept[split].remove_columns("label").add_column("label", [labels[i] for i in indices])
     return datasets.DatasetDict(kept)
+
+
+def read_label_texts(splits: datasets.DatasetDict, problem_type: str | None = None) -> datasets.DatasetDict:
+    """Labels that are texts which stand for lists, such as "['a', 'b']" or "0 1 0", as lists.
+
+    Raises:
+        UserError: some texts are lists and others are not, or it cannot be told.
+    """
+    if _kind(next(iter(splits.values())).features["label"]) != "string":
+        return splits
+    texts = [text for rows in splits.values() for text in rows["label"][:]]
+    lists = parse_lists(texts, problem_type, "the label column")
+    if lists is None:
+        return splits
+    dtype = _choose_dtype({type(item) for row in lists for item in row or []})
+    if dtype == "string":
+        lists = [row and [str(item) for item in row] for row in lists]
+    feature, read, start = datasets.List(datasets.Value(dtype)), {}, 0
+    for split, rows in splits.items():
+        part = lists[start : start + len(rows)]
+        start += len(rows)
+        read[split] = rows.remove_columns("label").add_column("label", part, feature=feature)
+    return datasets.DatasetDict(read)
+
+
+def _choose_dtype(types: set[type]) -> str:
+    if types and types <= {bool}:
+        return "bool"
+    if types and types <= {int, float}:
+        return "float64" if float in types else "int64"
+    return "string"
 
 
 def build_labels(splits: datasets.DatasetDict, problem_type: str | None = None, delimiter: str = ",") -> LabelInfo:
@@ -81,7 +121,41 @@ def build_labels(splits: datasets.DatasetDict, problem_type: str | None = None, 
         raise UserError(f"Train has one class only ({', '.join(seen) or 'none'}); at least two are needed.")
     for split, rows in labels.items():
         _check_known(rows, splits[split], f"in {split} but never in train", seen)
-    return LabelInfo(problem_type, tuple(_order_names(feature, seen, width)))
+    if problem_type == MULTI and _kind(feature) == "string":
+        _check_delimiter(seen, delimiter)
+    spellings = find_joined(name for rows in splits.values() for name in _written_names(rows, problem_type, delimiter))
+    return LabelInfo(problem_type, tuple(_order_names(feature, seen, width)), spellings)
+
+
+def _written_names(rows: datasets.Dataset, problem_type: str, delimiter: str) -> set[str]:
+    """The names as they stand in the data, of labels that are texts or classes."""
+    feature, values = rows.features["label"], rows["label"][:]
+    item = feature.feature if _kind(feature) == "list" else feature
+    if _kind(item) == "class":
+        return set(item.names)
+    if _kind(item) != "string":
+        return set()
+    if _kind(feature) == "list":
+        return {name for row in values for name in row or []}
+    if problem_type == MULTI:  # blanks around a delimiter are no spelling
+        return {name.strip(" ") for value in values for name in (value or "").split(delimiter) if name.strip()}
+    return {value for value in values if value}
+
+
+def _check_delimiter(names: set[str], delimiter: str) -> None:
+    """Labels that are others of them joined by another delimiter.
+
+    Raises:
+        UserError: there are such labels.
+    """
+    for mark in (mark for mark in (";", "|", "\t", "/", "+", "&", " ") if mark != delimiter):
+        joined = [name for name in names if mark in name]
+        plain = {clean_label(name) for name in names} - {clean_label(name) for name in joined}
+        if joined and all(clean_label(part) in plain for name in joined for part in name.split(mark)):
+            raise UserError(
+                f"{len(joined)} labels are others of them with {mark!r} between, such as {min(joined)!r}: give "
+                f"`--label_delimiter {mark!r}`. What separates labels is {delimiter!r} now."
+            )
 
 
 def encode_labels(splits: datasets.DatasetDict, info: LabelInfo, delimiter: str = ",") -> datasets.DatasetDict:
@@ -100,12 +174,14 @@ def _encode(rows: datasets.Dataset, split: str, info: LabelInfo, delimiter: str)
         width = _multi_hot_width(rows["label"][:], rows.features["label"])
         width = width if width == info.num_labels else None
         names = _read_names(rows, split, info.problem_type, delimiter, width)
-        _check_known(names, rows, f"in {split} but not among the labels of the model", set(info.names))
-        index = info.label2id
+        # Names of a checkpoint of somebody else are as they are.
+        index = {clean_label(name): place for place, name in enumerate(info.names)} | info.label2id
+        _check_known(names, rows, f"in {split} but not among the labels of the model", set(index))
         if info.problem_type == SINGLE:
             values, feature = [index[name] for (name,) in names], datasets.Value("int64")
         else:
-            values = [[float(name in row) for name in info.names] for row in map(set, names)]
+            found = [{index[name] for name in row} for row in names]
+            values = [[float(place in row) for place in range(info.num_labels)] for row in found]
             feature = datasets.List(datasets.Value("float32"), length=info.num_labels)
     return rows.remove_columns("label").add_column("label", values, feature=feature)
 
@@ -164,10 +240,8 @@ def _read_names(
     """The names of the labels of each row."""
     values, feature = rows["label"][:], rows.features["label"]
     if problem_type == MULTI and _kind(feature) == "string":  # an empty cell is a row without labels
-        return [[name.strip() for name in (value or "").split(delimiter) if name.strip()] for value in values]
-    _check_rows(
-        rows, [value is None for value in values], f"{split} has missing labels", "Fill in or remove these rows"
-    )
+        return [[clean_label(name) for name in (value or "").split(delimiter) if name.strip()] for value in values]
+    _check_rows(rows, map(_is_missing, values), f"{split} has missing labels", "Fill in or remove these rows")
     if width is not None:
         return [[str(index) for index, value in enumerate(row) if value] for row in values]
     if _kind(feature) == "list":
@@ -181,12 +255,21 @@ def _name_items(lists: list[list], feature: object, rows: datasets.Dataset, spli
         valid = range(feature.num_classes)
         is_bad = [any(value not in valid for value in row) for row in lists]
         _check_rows(rows, is_bad, f"{split} has labels outside 0-{valid[-1]}", "Fix or remove these rows")
-        return [[feature.names[value] for value in row] for row in lists]
+        names = [clean_label(name) for name in feature.names]
+        return [[names[value] for value in row] for row in lists]
     if kind not in ("string", "integer", "bool"):
         raise UserError(f"The labels are lists of {kind}; expected lists of strings or integers, or of 0 and 1.")
-    is_bad = [any(value is None for value in row) for row in lists]
+    is_bad = [any(map(_is_missing, row)) for row in lists]
     _check_rows(rows, is_bad, f"{split} has missing labels", "Fill in or remove these rows")
+    if kind == "string":
+        clean = {value: clean_label(value) for value in {value for row in lists for value in row}}
+        return [[clean[value] for value in row] for row in lists]
     return [[str(value).lower() if kind == "bool" else str(value) for value in row] for row in lists]
+
+
+def _is_missing(value: object) -> bool:
+    """A text of blanks is no label either."""
+    return value is None or isinstance(value, str) and not clean_label(value)
 
 
 def _read_values(rows: datasets.Dataset, split: str) -> list[float]:
@@ -211,13 +294,15 @@ def _check_known(names: list[list[str]], rows: datasets.Dataset, where: str, kno
     if unknown:
         name = min(unknown)
         others = f" So are {len(unknown) - 1} more labels." if len(unknown) > 1 else ""
+        alike = next((other for other in sorted(known) if make_key(other) == make_key(name)), None)
+        others += f" There is {alike!r}." if alike else ""
         rows_found = _row_ids(rows, unknown[name])
         raise UserError(f"The label {name!r} is {where} ({rows_found}).{others} Correct it, or remove these rows.")
 
 
-def _check_rows(rows: datasets.Dataset, is_bad: list[bool], found: str, advice: str) -> None:
-    if any(is_bad):
-        raise UserError(f"{found} ({_row_ids(rows, [i for i, bad in enumerate(is_bad) if bad])}). {advice}.")
+def _check_rows(rows: datasets.Dataset, is_bad: Iterable[bool], found: str, advice: str) -> None:
+    if bad := [index for index, bad in enumerate(is_bad) if bad]:
+        raise UserError(f"{found} ({_row_ids(rows, bad)}). {advice}.")
 
 
 def _row_ids(rows: datasets.Dataset, indices: list[int]) -> str:
@@ -230,5 +315,5 @@ def _order_names(feature: object, seen: set[str], width: int | None) -> list[str
     if width is not None:
         return [str(index) for index in range(width)]
     if _kind(item) == "class":
-        return list(item.names)
+        return list(dict.fromkeys(map(clean_label, item.names)))
     return sorted(seen, key=int) if _kind(item) == "integer" else sorted(seen)

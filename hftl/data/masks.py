@@ -17,6 +17,7 @@ from PIL import Image
 
 from hftl.data.columns import choose_named
 from hftl.data.files import IMAGE_PATH_NAMES, MASK_NAMES
+from hftl.data.label_columns import name_label_column
 from hftl.errors import UserError
 from hftl.records import count_cores
 
@@ -55,12 +56,12 @@ def _standardize(rows: datasets.Dataset, names: dict[str, str]) -> datasets.Data
 def choose_mask(features: datasets.Features, args: Any) -> str:
     """The column of the masks."""
     found = [name for name in features if name.lower() in MASK_NAMES]
-    return choose_named("mask", found, args.label_column, features, "--label_column")
+    return choose_named("mask", found, name_label_column(args), features, "--label_column")
 
 
 def choose_image(features: datasets.Features, args: Any) -> str:
     """The column of the images; it is there without a mask as well."""
-    taken = {args.label_column, *(name for name in features if name.lower() in MASK_NAMES)}
+    taken = {name_label_column(args), *(name for name in features if name.lower() in MASK_NAMES)}
     found = [n for n, feature in features.items() if isinstance(feature, datasets.Image) and n not in taken]
     found = found or [name for name in features if name.lower() in IMAGE_PATH_NAMES and name not in taken]
     return choose_named("image", found, args.image_column, features, "--image_column")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
+from hftl.data.label_columns import name_label_column
 from hftl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def standardize_questions(splits: datasets.DatasetDict, args: "DataArguments") -
     """
     features = splits["train"].features
     question, context = (*choose_question(features, args.text_columns),)
-    answer = _choose(features, args.label_column, ANSWER_NAMES, "--label_column")
+    answer = _choose(features, name_label_column(args), ANSWER_NAMES, "--label_column")
     return datasets.DatasetDict(
         {split: _standardize(rows, split, (question, context, answer)) for split, rows in splits.items()}
     )

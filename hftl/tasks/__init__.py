@@ -34,23 +34,31 @@ def build_task(name: str) -> Task:
     return TASKS[name]()
 
 
+SCORES: dict[str, dict[str, Score]] = {
+    problem_type: dict(scores)
+    for task in TASKS.values()
+    for problem_type, scores in {task.name: task.scores, **task.scores_by_problem}.items()
+    if scores
+}
+"""Problem type -> its scores, of those that tasks know; the others are of `hftl.metrics`."""
+
+
 def scores_of(problem_type: str) -> dict[str, Score]:
-    """Every score of a `LabelInfo.problem_type`: of the task of that name, else as `hftl.metrics` knows it."""
-    if problem_type in TASKS:
-        return dict(TASKS[problem_type].scores)
+    """Every score of a `LabelInfo.problem_type`: of the task that has it, else as `hftl.metrics` knows it."""
+    if problem_type in SCORES:
+        return dict(SCORES[problem_type])
     names = metrics.PROBLEM_METRICS[problem_type]
     return {name: Score(metrics.greater_is_better(name), ROW_SCORES.get(name)) for name in names}
 
 
 def leading_score(problem_type: str) -> str:
     """The score that a model is judged by where nobody says otherwise."""
-    if problem_type in TASKS:
-        return next(iter(TASKS[problem_type].scores))
+    if problem_type in SCORES:
+        return next(iter(SCORES[problem_type]))
     return metrics.BEST_METRIC[problem_type][0]
 
 
 def greater_is_better(name: str) -> bool:
     """Whether a greater value of the score means a better model, whatever the task."""
-    found = (task.scores[name].greater_is_better for task in TASKS.values() if name in task.scores)
-    known = next(found, None)
+    known = next((scores[name].greater_is_better for scores in SCORES.values() if name in scores), None)
     return metrics.greater_is_better(name) if known is None else known

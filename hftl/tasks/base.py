@@ -83,6 +83,8 @@ class Task(ABC):
     scores: ClassVar[Mapping[str, Score]] = {}
     """What `compute_metrics` returns; the first one leads. Of a task whose `LabelInfo.problem_type` is its own name;
     for the problem types of `hftl.metrics` it is told there."""
+    scores_by_problem: ClassVar[Mapping[str, Mapping[str, Score]]] = {}
+    """Other problem types that the task's `LabelInfo` may have, each with its scores."""
     targets: tuple[str, ...] = ("label",)
     """Canonical columns that are to be predicted, and so no inputs."""
     outputs: tuple[str, ...] = ("logits",)

@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from hftl.data.columns import choose_columns, choose_inputs, standardize_columns
-from hftl.data.labels import MULTI, REGRESSION, SINGLE, LabelInfo, build_labels, encode_labels, keep_labels
+from hftl.data.label_columns import join_label_columns
+from hftl.data.labels import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    LabelInfo,
+    build_labels,
+    encode_labels,
+    keep_labels,
+    read_label_texts,
+)
 from hftl.metrics import compute_metrics, compute_predictions, compute_probabilities, compute_report
 from hftl.tasks.base import AnswerOptions, Task
 
@@ -33,19 +43,24 @@ class LabelledTask(Task):
     has_baselines = True
 
     def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, LabelInfo]:
-        splits = standardize_columns(raw, choose_columns(raw, args, self.modality), self.modality)
+        splits = self._choose(raw, args, args.problem_type)
         if args.only_labels:
             splits = keep_labels(splits, args.only_labels)
         info = build_labels(splits, args.problem_type, args.label_delimiter)
         return encode_labels(splits, info, args.label_delimiter), info
 
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
-        columns = choose_columns(datasets.DatasetDict(train=rows), args, self.modality)
-        rows = standardize_columns(datasets.DatasetDict(train=rows), columns, self.modality)["train"]
+        rows = self._choose(datasets.DatasetDict(train=rows), args, info.problem_type)["train"]
         if args.only_labels:  # as in training: rows of other classes are no part of what was asked
             rows = keep_labels(datasets.DatasetDict(evaluated=rows), args.only_labels)["evaluated"]
         name = "the new data"
         return encode_labels(datasets.DatasetDict({name: rows}), info, args.label_delimiter)[name]
+
+    def _choose(self, raw: datasets.DatasetDict, args: Any, problem_type: str | None) -> datasets.DatasetDict:
+        """Canonical columns, the label one value or one list a row."""
+        raw, args = join_label_columns(raw, args, problem_type)
+        splits = standardize_columns(raw, choose_columns(raw, args, self.modality), self.modality)
+        return read_label_texts(splits, problem_type)
 
     def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:
         names = ("image",) if self.modality == "image" else ("text", "text_pair")

@@ -1,15 +1,15 @@
 """Token classification: one tag for each word of a text, such as its part of speech, or where a name begins (IOB).
 
-A word is answered at its first subword. A text that is longer than the network reads is cut into windows that overlap,
-and each of its words counts in one of them, the one that shows most of what stands around it.
+A word is answered at its first subword. A text that is longer than the network reads is cut into windows that overlap
+(`word_windows`). Tags of a scheme are scored as entities, all others as classes of single words, and the scores say which.
 """
 
 import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -19,20 +19,30 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hftl.assets import resolve_model
+from hftl.data.label_spelling import clean_label, find_joined
 from hftl.data.labels import IGNORED, LabelInfo
-from hftl.errors import UserError, unknown_name
+from hftl.data.tags import choose_words, is_list, list_tags, number_tags, read_tagged_rows
+from hftl.errors import UserError
 from hftl.metrics.rows import linearize
+from hftl.metrics.spans import COUNTS, SPAN_SCORES, count_document, find_spans, score_counts, score_kinds, sum_counts
+from hftl.metrics.tag_schemes import TagScheme, is_outside, odd_tags, read_scheme
 from hftl.tasks.base import AnswerOptions, Score, Task
 from hftl.tasks.processors import describe_windows, load_tokenizer, map_cached, widen_vocabulary
+from hftl.tasks.word_windows import as_columns, cut_windows
 
 logger = logging.getLogger(__name__)
 
 MAX_LENGTH = 512  # tokens of a window
-OVERLAP = 0.25  # of a window, shared with the one before
-WORD_COLUMNS = ("tokens", "words")
-TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels", "label")
-OUTSIDE = "O"
 WORD = re.compile(r"\w+(?:[-'’.]\w+)*|[^\w\s]")  # of a text: words, and punctuation by itself
+
+
+WORD_CLASSES = "word-classification"  # the problem type of tags that are classes of single words
+
+
+def _name_scores(prefix: str) -> dict[str, Score]:
+    """What is scored, the first leads: by entities or by tags of single words, and all words."""
+    scores = {f"{prefix}_{name}": Score(by_row=by_row) for name, by_row in SPAN_SCORES.items()}
+    return scores | {"word_accuracy": Score(by_row=lambda t: linearize(t["num_correct"], t["num_words"]))}
 
 
 class TokenClassification(Task):
@@ -44,12 +54,9 @@ class TokenClassification(Task):
     modes = ("full", "peft", "scratch")
     flags = ("class_weights",)
     targets = ("words", "tags")  # the text of `words` is what is read
-    scores = {
-        "entity_f1": Score(by_row=lambda t: linearize(2 * t["num_matched"], t["num_predicted"] + t["num_true"])),
-        "entity_precision": Score(by_row=lambda t: linearize(t["num_matched"], t["num_predicted"])),
-        "entity_recall": Score(by_row=lambda t: linearize(t["num_matched"], t["num_true"])),
-        "word_accuracy": Score(by_row=lambda t: linearize(t["num_correct"], t["num_words"])),
-    }
+    scores = _name_scores("entity")
+    # What is scored where tags are no scheme: single words, outside not counted.
+    scores_by_problem: ClassVar = {WORD_CLASSES: _name_scores("tag")}
     snippet = """from transformers import pipeline
 
 tag = pipeline("token-classification", model=model, tokenizer=processor, aggregation_strategy="first")
@@ -59,12 +66,15 @@ print(tag({example}))"""
         for flag in ("problem_type", "only_labels", "num_train_examples_per_class"):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag} is about rows with one label; --task {self.name} has one for each word.")
-        splits = {split: _read_rows(rows, split, args) for split, rows in raw.items()}
-        info = LabelInfo(self.name, _name_tags(splits["train"]))
-        return datasets.DatasetDict({s: _number_tags(rows, s, info) for s, rows in splits.items()}), info
+        splits = {split: read_tagged_rows(rows, split, args) for split, rows in raw.items()}
+        info = _name_tags(splits)
+        numbered = {split: number_tags(rows, split, info) for split, rows in splits.items()}
+        for split, rows in numbered.items():
+            _warn_of_late_begins(rows, split, info)
+        return datasets.DatasetDict(numbered), info
 
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
-        return _number_tags(_read_rows(rows, "the new data", args), "the new data", info)
+        return number_tags(read_tagged_rows(rows, "the new data", args), "the new data", info)
 
     def find_faults(self, rows: datasets.Dataset, info: LabelInfo) -> Iterator[str | None]:
         for words in rows["words"]:
@@ -88,7 +98,7 @@ print(tag({example}))"""
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
             windows = cut_windows(rows["words"], processor)
-            columns = _as_columns(windows)
+            columns = as_columns(windows)
             columns["row_id"] = [rows["row_id"][row] for row in columns.pop("row")]
             columns["labels"] = [
                 [IGNORED if word < 0 else rows["tags"][window["row"]][word] for word in window["word_ids"]]
@@ -119,7 +129,8 @@ print(tag({example}))"""
             config.pad_token_id = processor.pad_token_id
 
     def read_labels(self, config: Any) -> LabelInfo:
-        return LabelInfo(self.name, tuple(config.id2label[index] for index in range(config.num_labels)))
+        names = tuple(config.id2label[index] for index in range(config.num_labels))
+        return LabelInfo(self.name if read_scheme(names) else WORD_CLASSES, names)
 
     def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:
         logits = outputs["logits"][:, -labels.shape[1] :].float()  # [B, T, C]; virtual tokens come first
@@ -144,46 +155,33 @@ print(tag({example}))"""
         return logits[:, -labels.shape[1] :].argmax(-1)
 
     def compute_metrics(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, float]:
-        table = self.describe_predictions(kept, rows, info)
-        totals = {name: int(np.sum(table[name])) for name in _COUNTS}
-        scores = _score(totals["num_matched"], totals["num_predicted"], totals["num_true"])
-        named = {f"entity_{name}": scores[name] for name in ("f1", "precision", "recall")}
+        totals = sum_counts(self.describe_predictions(kept, rows, info))
+        scores = score_counts(totals["num_matched"], totals["num_predicted"], totals["num_true"])
+        prefix = "tag" if info.problem_type == WORD_CLASSES else "entity"
+        named = {f"{prefix}_{name}": scores[name] for name in SPAN_SCORES}
         return named | {"word_accuracy": totals["num_correct"] / max(1, totals["num_words"])}
 
     def compute_report(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, Any]:
-        """Scores of each type too, and what always answering the most frequent tag would score."""
-        documents = list(_merge(kept, rows))
-        truths, found, matched = Counter(), Counter(), Counter()
-        for labels, predictions in documents:
-            true, predicted = (_find_spans(numbers, info) for numbers in (labels, predictions))
-            for counter, spans in ((truths, true), (found, predicted), (matched, true & predicted)):
-                counter.update(kind for kind, *_ in spans)
-        per_class = {
-            kind: _score(matched[kind], found[kind], truths[kind]) | {"support": truths[kind]}
-            for kind in sorted({*truths, *found})
-        }
-        tags = Counter(label for labels, _ in documents for label in labels)
+        """Scores of each kind too, and what always answering the most frequent tag would score."""
+        documents = list(_merge(kept, rows, info))
+        tags = Counter(tag for true, _ in documents for tag in true)
         chance = {"word_accuracy": max(tags.values(), default=0) / max(1, sum(tags.values()))}
+        per_class = score_kinds(documents, read_scheme(info.names))
         return self.compute_metrics(kept, rows, info) | {"per_class": per_class, "most_frequent_tag": chance}
 
     def describe_predictions(self, kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> dict[str, Any]:
         """One row a document: its tags and predicted tags, and the counts that add up to the scores."""
-        documents = list(_merge(kept, rows))
+        documents, scheme = list(_merge(kept, rows, info)), read_scheme(info.names)
         columns: dict[str, Any] = {"row_id": np.array(list(dict.fromkeys(rows["row_id"][:])), dtype=np.int64)}
-        counts = np.array([_count(labels, found, info) for labels, found in documents]).reshape(-1, len(_COUNTS))
-        columns |= dict(zip(_COUNTS, counts.T, strict=True))
-        for name, rows_of in (("tags", 0), ("predicted", 1)):
-            columns[name] = [" ".join(info.names[n] for n in document[rows_of]) for document in documents]
+        counts = np.array([count_document(*document, scheme) for document in documents]).reshape(-1, len(COUNTS))
+        columns |= dict(zip(COUNTS, counts.T, strict=True))
+        for name, place in (("tags", 0), ("predicted", 1)):
+            columns[name] = [" ".join(document[place]) for document in documents]
         return columns
 
     def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:
-        given = args.text_columns[0] if args.text_columns else None
-        name = given if given in features else next((n for n in (*WORD_COLUMNS, "text") if n in features), None)
-        if name is None:
-            raise UserError(
-                f"Among the columns {', '.join(features)} none is tokens, words or text; name it with --text_columns."
-            )
-        return {name: "words" if _is_list(features[name]) else "text"}
+        name = choose_words(features, args)
+        return {name: "words" if is_list(features[name]) else "text"}
 
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
         if "words" in rows:
@@ -193,7 +191,7 @@ print(tag({example}))"""
             texts = rows["text"]
             places = [[match.span() for match in WORD.finditer(text)] for text in texts]
             words = [[text[slice(*place)] for place in row] for text, row in zip(texts, places, strict=True)]
-        columns = _as_columns(cut_windows(words, processor))
+        columns = as_columns(cut_windows(words, processor))
         for name, values in {"words": words, "places": places, "text": texts}.items():
             columns[name] = [values[row] for row in columns["row"]]
         return columns
@@ -215,10 +213,10 @@ print(tag({example}))"""
                 if word >= 0:
                     answers["labels"][-1][word] = info.names[int(number)]
                     answers["probabilities"][-1][word] = float(probability)
+        scheme = read_scheme(info.names)
         for labels, index in zip(answers["labels"], documents.values(), strict=True):
-            answers["entities"].append(
-                _describe_entities(labels, rows["words"][index], rows["places"][index], rows["text"][index])
-            )
+            words, places, text = (rows[name][index] for name in ("words", "places", "text"))
+            answers["entities"].append(_describe_entities(find_spans(labels, scheme), words, places, text))
         return answers
 
 
@@ -246,183 +244,59 @@ class WordCollator:
         return batch
 
 
-# --- windows
-
-
-def cut_windows(documents: Sequence[Sequence[str]], tokenizer: Any) -> list[dict[str, Any]]:
-    """Model inputs of documents: `row` (which document), `input_ids`, `length`, and for each token in `word_ids` the
-    word that is answered there, or -1. Every word is answered once."""
-    size = tokenizer.model_max_length
-    room = size - tokenizer.num_special_tokens_to_add()
-    overlap = int(OVERLAP * room)
-    words = [[_readable(word, tokenizer) for word in row] for row in documents]
-    encoded = tokenizer(
-        words,
-        is_split_into_words=True,
-        truncation=True,
-        max_length=size,
-        stride=overlap,
-        return_overflowing_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
-    windows = []
-    for index, row in enumerate(encoded["overflow_to_sample_mapping"]):
-        ids = encoded["input_ids"][index]
-        windows.append({"row": row, "input_ids": ids, "length": len(ids), "word_ids": encoded.word_ids(index)})
-    seen: dict[tuple[int, int], list[tuple[int, int, int]]] = {}  # (row, word) -> (context, window, position)
-    for index, window in enumerate(windows):
-        for position, word in _first_subwords(window["word_ids"]):
-            is_start = index == 0 or windows[index - 1]["row"] != window["row"]
-            before = size if is_start else position
-            is_end = index + 1 == len(windows) or windows[index + 1]["row"] != window["row"]
-            after = size if is_end else window["length"] - position
-            seen.setdefault((window["row"], word), []).append((min(before, after), index, position))
-    for window in windows:
-        window["word_ids"] = [-1] * window["length"]
-    for (_, word), places in seen.items():
-        _, index, position = max(places, key=lambda place: (place[0], -place[1]))
-        windows[index]["word_ids"][position] = word
-    return windows
-
-
-def _first_subwords(word_ids: Sequence[int | None]) -> Iterator[tuple[int, int]]:
-    """Position and number of each word that begins here; what a window begins with may be the rest of a word."""
-    previous = None
-    for position, word in enumerate(word_ids):
-        if word is not None and word != previous:
-            yield position, word
-        previous = word
-
-
-def _readable(word: str, tokenizer: Any) -> str:
-    """The word, or the unknown token for one that the tokenizer makes nothing of, such as a control character."""
-    if word.isalnum() or tokenizer.tokenize(word):
-        return word
-    return tokenizer.unk_token or "?"
-
-
-def _as_columns(windows: list[dict[str, Any]]) -> dict[str, list]:
-    return {name: [w[name] for w in windows] for name in ("row", "input_ids", "length", "word_ids")}
-
-
 # --- tags
 
 
-def _read_rows(rows: datasets.Dataset, split: str, args: Any) -> datasets.Dataset:
-    """`row_id`, `text`, `words` and, as they are, `tags`.
-
-    Raises:
-        UserError: no such columns, one that is no list, or words and tags that differ in number.
-    """
-    features = rows.features
-    given = args.text_columns[0] if args.text_columns else None
-    words, tags = (
-        _choose(features, given, WORD_COLUMNS, "--text_columns"),
-        _choose(features, args.label_column, TAG_COLUMNS, "--label_column"),
-    )
-    for name in (words, tags):
-        if not _is_list(features[name]):
-            raise UserError(
-                f"The column {name!r} of {split} holds {getattr(features[name], 'dtype', features[name])}, no list. "
-                "token-classification needs a list of words and a list with one tag for each word; is it data for "
-                "text-classification?"
-            )
-    element = features[tags].feature
-    found = [[("" if word is None else str(word)) for word in row or []] for row in rows[words][:]]
-    marks = [row or [] for row in rows[tags][:]]
-    for index, (row, marked) in enumerate(zip(found, marks, strict=True)):
-        if len(row) != len(marked):
-            raise UserError(f"{split} row {index} has {len(row)} words and {len(marked)} tags; give each word one.")
-        if None in marked:
-            raise UserError(f"{split} row {index}: the word {row[marked.index(None)]!r} has no tag.")
-    if isinstance(element, datasets.ClassLabel):
-        marks = [[element.int2str(mark) for mark in row] for row in marks]
-    table = datasets.Dataset.from_dict(
-        {
-            "row_id": list(range(len(found))),
-            "text": [" ".join(row) for row in found],
-            "words": found,
-            "tags": [[str(mark) for mark in row] for row in marks],
-        }
-    )
-    table.info.description = "\n".join(element.names) if isinstance(element, datasets.ClassLabel) else ""
-    return table
-
-
-def _name_tags(rows: datasets.Dataset) -> tuple[str, ...]:
-    """Every tag of train, O first, those of IOB complete: who has seen B-LOC knows I-LOC."""
-    if rows.info.description:
-        return tuple(rows.info.description.split("\n"))
-    names = {tag for row in rows["tags"] for tag in row}
-    if len(names) < 2:
+def _name_tags(splits: dict[str, datasets.Dataset]) -> LabelInfo:
+    """Every tag of train, outside first, those of a scheme complete; and whether they are of one."""
+    declared, written = list_tags(splits["train"])
+    names = declared or tuple(map(clean_label, written))
+    if len(set(names)) < 2:
         raise UserError(f"Train has one tag only ({', '.join(names) or 'none'}); at least two are needed.")
+    scheme = read_scheme(names)
+    if declared is None:
+        names = _order_tags(set(names), scheme)
+    if scheme is None:
+        _say_no_scheme(names)
+    else:
+        logger.info("Tags are read as %s; scores are of entities.", scheme.name)
+    spellings = find_joined({tag for rows in splits.values() for tag in list_tags(rows)[1]})
+    return LabelInfo(TokenClassification.name if scheme else WORD_CLASSES, names, spellings)
+
+
+def _order_tags(names: set[str], scheme: TagScheme | None) -> tuple[str, ...]:
+    if scheme is not None:
+        names |= scheme.complete()
+        scheme = read_scheme(names)
+        return tuple(sorted(names, key=lambda name: (name in scheme.parts, scheme.parts.get(name, " ")[1:], name)))
     if all(name.lstrip("-").isdigit() for name in names):
         return tuple(sorted(names, key=int))
-    if _has_spans(names):
-        kinds = {name[2:] for name in names - {OUTSIDE}}
-        prefixes = "BIES" if {name[0] for name in names} & set("ES") else "BI"
-        names |= {f"{prefix}-{kind}" for kind in kinds for prefix in prefixes}
-    return tuple(sorted(names, key=lambda name: (name != OUTSIDE, name[2:] if name[1:2] == "-" else name, name)))
+    return tuple(sorted(names, key=lambda name: (not is_outside(name), name)))
 
 
-def _number_tags(rows: datasets.Dataset, split: str, info: LabelInfo) -> datasets.Dataset:
-    numbers, num_odd = [], 0
-    for index, row in enumerate(rows["tags"]):
-        if unknown := [tag for tag in row if tag not in info.label2id]:
-            place = row.index(unknown[0])
-            raise UserError(
-                f"{split} row {index}: the tag {unknown[0]!r} of {rows[index]['words'][place]!r} is not among "
-                f"those of train ({', '.join(info.names[:20])}). Correct it, or add rows with it to train."
-            )
-        numbers.append([info.label2id[tag] for tag in row])
-        num_odd += sum(
-            tag[:2] == "I-" and before[2:] != tag[2:] for before, tag in zip([OUTSIDE, *row], row, strict=False)
-        )
-    if num_odd and _has_spans(info.names):
+def _say_no_scheme(names: Sequence[str]) -> None:
+    if odd := odd_tags(names):
         logger.warning(
-            "%s: %d entities begin with I- (IOB1, or mistakes); each counts as one that begins.", split, num_odd
+            "Most tags say where an entity begins, but %s do not: scores are of single words (tag_f1), not of "
+            "entities. Correct those tags, or give all of them a role.",
+            ", ".join(odd[:5]),
         )
-    feature = datasets.List(datasets.Value("int64"))
-    return rows.remove_columns("tags").add_column("tags", numbers, feature=feature)
+    else:
+        logger.info("Tags are classes of single words: scores are of words (tag_f1).")
 
 
-def _has_spans(names: Iterable[str]) -> bool:
-    """Whether the names are those of IOB or IOBES."""
-    others = [name for name in names if name != OUTSIDE]
-    return bool(others) and all(name[:2] in ("B-", "I-", "E-", "S-") and len(name) > 2 for name in others)
+def _warn_of_late_begins(rows: datasets.Dataset, split: str, info: LabelInfo) -> None:
+    scheme = read_scheme(info.names)
+    count = sum(scheme.begins_late([info.names[number] for number in row]) for row in rows["tags"]) if scheme else 0
+    if count:
+        logger.warning(
+            "%s: %d entities begin without the tag of a begin (IOB1, or mistakes); each counts as one that begins.",
+            split,
+            count,
+        )
 
 
-def _read_iob(tags: list[str]) -> list[tuple[str, int, int]]:
-    """Type, first and last word of each entity."""
-    from seqeval.metrics.sequence_labeling import get_entities  # and with it scikit-learn
-
-    return get_entities(tags)
-
-
-def _find_spans(numbers: Sequence[int], info: LabelInfo) -> set[tuple[str, int, int]]:
-    """Type, first and last word of each entity; without IOB every word that is not O is one."""
-    tags = [info.names[number] for number in numbers]
-    if _has_spans(info.names):
-        return set(_read_iob(tags))
-    return {(tag, place, place) for place, tag in enumerate(tags) if tag != OUTSIDE}
-
-
-_COUNTS = ("num_words", "num_correct", "num_true", "num_predicted", "num_matched")
-
-
-def _count(labels: list[int], found: list[int], info: LabelInfo) -> tuple[int, ...]:
-    true, predicted = _find_spans(labels, info), _find_spans(found, info)
-    correct = sum(a == b for a, b in zip(labels, found, strict=True))
-    return len(labels), correct, len(true), len(predicted), len(true & predicted)
-
-
-def _score(matched: int, predicted: int, true: int) -> dict[str, float]:
-    precision, recall = matched / predicted if predicted else 0.0, matched / true if true else 0.0
-    return {"precision": precision, "recall": recall, "f1": 2 * matched / (predicted + true) if matched else 0.0}
-
-
-def _merge(kept: np.ndarray, rows: datasets.Dataset) -> Iterator[tuple[list[int], list[int]]]:
+def _merge(kept: np.ndarray, rows: datasets.Dataset, info: LabelInfo) -> Iterator[tuple[list[str], list[str]]]:
     """Tags and predicted tags of each document, word by word, from its windows."""
     documents: dict[int, dict[int, tuple[int, int]]] = {}
     table = rows.select_columns(["row_id", "labels", "word_ids"])
@@ -433,16 +307,12 @@ def _merge(kept: np.ndarray, rows: datasets.Dataset) -> Iterator[tuple[list[int]
                 words[word] = label, int(value)
     for words in documents.values():
         pairs = [words[word] for word in sorted(words)]
-        yield [label for label, _ in pairs], [value for _, value in pairs]
+        yield [info.names[label] for label, _ in pairs], [info.names[value] for _, value in pairs]
 
 
 def _describe_entities(
-    labels: list[str], words: list[str], places: list[tuple[int, int]] | None, text: str | None
+    spans: list[tuple[str, int, int]], words: list[str], places: list[tuple[int, int]] | None, text: str | None
 ) -> list[dict[str, Any]]:
-    if _has_spans(set(labels)):
-        spans = _read_iob(labels)
-    else:
-        spans = [(label, place, place) for place, label in enumerate(labels) if label != OUTSIDE]
     found = []
     for kind, first, last in spans:
         entity = {"label": kind, "text": " ".join(words[first : last + 1]), "first_word": first, "last_word": last}
@@ -451,19 +321,3 @@ def _describe_entities(
             entity |= {"text": text[start:end], "start": start, "end": end}
         found.append(entity)
     return found
-
-
-def _choose(features: datasets.Features, given: str | None, known: Sequence[str], flag: str) -> str:
-    if given is not None:
-        if given not in features:
-            raise unknown_name("column", given, features, f"Correct {flag}.")
-        return given
-    found = [name for name in known if name in features]
-    if len(found) != 1:
-        reason = f"several could be meant ({', '.join(found)})" if found else f"none is called {' or '.join(known)}"
-        raise UserError(f"Among the columns {', '.join(features)} {reason}; say which with `{flag} X`.")
-    return found[0]
-
-
-def _is_list(feature: Any) -> bool:
-    return isinstance(feature, (datasets.List, datasets.LargeList))
