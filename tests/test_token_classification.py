@@ -83,7 +83,7 @@ def test_spans_of_a_known_case():
 
 def test_conll_files_are_read(tmp_path):
     path = tmp_path / "a.conll"
-    path.write_text("-DOCSTART- -X- O\n\nEU NNP B-ORG\nsays VBZ O\n\n# 1 hash\nhi UH O\n")
+    path.write_text("-DOCSTART- -X- O\n\nEU NNP B-ORG\nsays VBZ O\n\n# 1 hash of more words\nhi UH O\n")
     rows = read_conll(path)
     assert rows[0] == {"tokens": ["EU", "says"], "tags": ["B-ORG", "O"]}
     path.write_text("EU B-ORG\nsays\n")

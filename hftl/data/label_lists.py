@@ -1,4 +1,4 @@
-"""Is a text a list of labels? Lists of Python and JSON, sets, tuples, arrays as numpy and torch print them, multi-hot rows.
+"""Is a text a list of labels? Lists of Python and JSON, sets, tuples, what numpy and torch print, zeros and ones.
 
 A column of such texts becomes a column of lists, of which `labels` then says what it means. Must not know splits.
 """
@@ -15,9 +15,7 @@ MULTI, SINGLE = "--problem_type multi_label_classification", "--problem_type sin
 
 MAX_DIGITS = 15  # of a number; longer ones are names
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
-_WRAPPED = re.compile(
-    r"(?:np\.|numpy\.|torch\.)?(?:array|tensor|frozenset|set|list|tuple|dict_keys)\((.*)\)", re.DOTALL
-)
+_WRAPPED = re.compile(r"(?:np\.|numpy\.|torch\.)?(?:array|tensor|frozenset|set|list|tuple)\((.*)\)", re.DOTALL)
 _KEYWORDS = re.compile(r",\s*(?:dtype|device|shape)\s*=.*$", re.DOTALL)
 _SCALAR = re.compile(r"(?:np|numpy)\.\w+\(((?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^'\"()]*))\)")
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
@@ -109,13 +107,13 @@ def _read_item(quoted: str | None, bare: str | None) -> Item | None:
 
 
 def _is_list(text: str, items: list[Item] | None, is_asked: bool) -> bool:
-    """Whether a text is a list beyond doubt: one bare word in brackets may as well be a name, such as [INST] or (a)."""
+    """Whether a text is a list beyond doubt: one bare word in brackets may be a name as well, such as [INST] or (a)."""
     if items is None:
         return bool(re.match(r"[\[{(]\s*['\"]", text))
     is_square = text[0] == "[" or _WRAPPED.fullmatch(text) is not None
-    return (
-        is_asked and is_square or len(items) != 1 and (is_square or len(items) > 1) or bool(re.search(r"['\"]", text))
-    )
+    if len(items) != 1 and (is_square or items) or is_asked and is_square:
+        return True
+    return bool(re.search(r"['\"]", text))
 
 
 def _count_bits(texts: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Which labels are one label in several spellings? Those that differ in nothing that can be seen, and those that might.
+"""Which labels are one label in several spellings? Those that look the same, and those that look alike.
 
 Must not know rows: it sees names.
 """

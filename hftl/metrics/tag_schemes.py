@@ -1,7 +1,7 @@
 """What do the tags of words mean? Where an entity begins, goes on and ends, in any of the usual schemes.
 
-A tag is a role and a kind, such as `B-PER`, `b_per`, `PER-B` or `B` alone. The schemes are IOB1, IOB2, IOE, IOBES, BILOU,
-BMES and BMEW; which one it is shows in the names of the tags. Must not know rows, words or networks.
+A tag is a role and a kind, such as `B-PER`, `b_per`, `PER-B` or `B` alone. The schemes are IOB1, IOB2, IOE, IOBES,
+BILOU, BMES and BMEW; which one it is shows in the names of the tags. Must not know rows, words or networks.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +37,7 @@ class TagScheme:
     def find_spans(self, tags: Sequence[str]) -> list[Span]:
         """The entities of a sequence of tags.
 
-        As the CoNLL script counts: what begins without its begin tag begins all the same, so that IOB1 is read as well.
+        As the CoNLL script counts: what begins without its begin tag begins all the same, so IOB1 is read as well.
         """
         from seqeval.metrics.sequence_labeling import get_entities  # and with it scikit-learn
 

@@ -1,7 +1,8 @@
 """Token classification: one tag for each word of a text, such as its part of speech, or where a name begins (IOB).
 
 A word is answered at its first subword. A text that is longer than the network reads is cut into windows that overlap
-(`word_windows`). Tags of a scheme are scored as entities, all others as classes of single words, and the scores say which.
+(`word_windows`). Tags of a scheme are scored as entities, all others as classes of single words; the names of the
+scores say which.
 """
 
 import hashlib
