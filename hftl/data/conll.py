@@ -92,8 +92,8 @@ def read_conll(path: Path, *, needs_tags: bool = True) -> datasets.Dataset:
         if len(columns) != layout.width or (needs_tags and layout.width < 2):
             expected = max(1 + needs_tags, layout.width)
             raise UserError(
-                f"{path}, line {number}: found {len(columns)} columns, expected {expected}: a word first, its tag last, "
-                "an empty line after each sentence."
+                f"{path}, line {number}: found {len(columns)} columns, expected {expected}: a word first, its tag "
+                "last, an empty line after each sentence."
             )
         if layout.width == UNIVERSAL_COLUMNS and columns[0].replace("-", "").replace(".", "").isdigit():
             if not columns[0].isdigit():  # a contraction, or an empty node: its parts have lines of their own

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hftl.data.label_spelling import find_alike
 from hftl.data.labels import SINGLE, LabelInfo
 from hftl.errors import UserError, unknown_name
 
@@ -55,6 +56,16 @@ KINDS = {
         "warn",
         True,
         "One input has several labels: nobody can be right about all. Correct them, or drop those of train.",
+    ),
+    "joined_labels": Kind(
+        "warn",
+        False,
+        "Spellings that differ in blanks or Unicode form alone are read as one label. Correct them in the data.",
+    ),
+    "similar_labels": Kind(
+        "warn",
+        False,
+        "Labels that differ in case, width or what joins their words are learnt as different. Join those that are one.",
     ),
     "missing_classes": Kind("warn", False, "Classes without rows are not learnt, or not measured. Add rows of them."),
     "truncated_texts": Kind(
@@ -174,6 +185,7 @@ def find_all(rows: Rows, info: LabelInfo, label_counts: Mapping[str, Mapping[str
         findings.append(_across("group_leakage", rows, rows.group))
     if rows.label is not None:
         findings.append(_find_conflicts(rows))
+    findings += _look_at_names(info)
     if info.problem_type == SINGLE and label_counts:
         findings += _look_at_classes(info, label_counts)
     findings.append(_within("duplicates_within_splits", rows, rows.exact))
@@ -288,6 +300,18 @@ def _find_conflicts(rows: Rows) -> Finding | None:
     ]
     drop = np.flatnonzero(is_conflict & (rows.split == 0))
     return Finding("label_conflicts", rows.count(is_conflict), examples, drop=drop)
+
+
+def _look_at_names(info: LabelInfo) -> list[Finding]:
+    """Labels in several spellings: those that were joined, and those that were not."""
+    found = []
+    if info.spellings:
+        examples = [" and ".join(map(ascii, names)) for names in info.spellings.values()]  # else they look the same
+        found.append(Finding("joined_labels", {}, examples[:MAX_EXAMPLES], {"spellings": dict(info.spellings)}))
+    if alike := find_alike(info.names):
+        examples = [" and ".join(map(repr, names)) for names in alike]
+        found.append(Finding("similar_labels", {}, examples[:MAX_EXAMPLES], {"labels": alike}))
+    return found
 
 
 def _look_at_classes(info: LabelInfo, label_counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:

@@ -107,7 +107,7 @@ def _read_item(quoted: str | None, bare: str | None) -> Item | None:
 
 
 def _is_list(text: str, items: list[Item] | None, is_asked: bool) -> bool:
-    """Whether a text is a list beyond doubt: one bare word in brackets may be a name as well, such as [INST] or (a)."""
+    """Whether a text is a list beyond doubt: one bare word in brackets may be a name, such as [INST] or (a)."""
     if items is None:
         return bool(re.match(r"[\[{(]\s*['\"]", text))
     is_square = text[0] == "[" or _WRAPPED.fullmatch(text) is not None

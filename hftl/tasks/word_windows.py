@@ -1,6 +1,6 @@
 """How does a document of words fit into a network? In windows that overlap, each word answered once.
 
-It is answered at its first subword. A word counts in the window that shows most of what stands around it. Must not know tags.
+It is answered at its first subword, in the window that shows most of what stands around it. Must not know tags.
 """
 
 from collections.abc import Iterator, Sequence
