@@ -65,7 +65,7 @@ KINDS = {
     "similar_labels": Kind(
         "warn",
         False,
-        "Labels that differ in case, width or what joins their words are learnt as different. Join those that are one.",
+        "Labels that differ in case, width or what joins their words are learnt apart. Join those that are one.",
     ),
     "missing_classes": Kind("warn", False, "Classes without rows are not learnt, or not measured. Add rows of them."),
     "truncated_texts": Kind(
