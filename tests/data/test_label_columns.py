@@ -1,4 +1,4 @@
-"""A column of zeros and ones for each label: read, refused, and the same in train, evaluate, audit, predict and repeat."""
+"""A column of zeros and ones for each label: read, refused, and the same in train, evaluate, audit and predict."""
 
 import csv
 import json
