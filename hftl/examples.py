@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from hftl.config import DataArguments
 from hftl.data.audit import AuditReport, audit
@@ -142,11 +143,27 @@ def _add_groups(rows: datasets.Dataset, values: list) -> datasets.Dataset:
 def prepare_examples(
     examples: Examples, task: Task, processor: Any, args: DataArguments
 ) -> dict[str, datasets.Dataset]:
-    """Model inputs of every split, computed once and cached."""
-    return {
+    """Model inputs of every split, computed once and cached; rows that give none are left out of `examples`."""
+    prepared = {
         name: task.prepare(rows, processor, args, examples.fingerprints[name])
         for name, rows in examples.splits.items()
     }
+    for name, rows in prepared.items():
+        _keep_prepared(examples, name, np.unique(rows["row_id"][:]))
+    return prepared
+
+
+def _keep_prepared(examples: Examples, split: str, row_ids: np.ndarray) -> None:
+    rows = examples.splits[split]
+    good = np.flatnonzero(np.isin(rows["row_id"][:], row_ids))
+    if num_dropped := len(rows) - len(good):
+        examples.splits[split] = rows.select(good)
+        examples.audit.num_rows[split] -= num_dropped
+        examples.audit.bad_rows[split]["no model input"] = num_dropped
+        example = f"{split}: {num_dropped} rows give no model input"
+        examples.audit.findings.append(
+            Finding("bad_rows", {split: num_dropped}, [example], policy="drop", num_dropped=num_dropped)
+        )
 
 
 def describe_source(args: DataArguments) -> str:

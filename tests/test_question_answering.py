@@ -109,7 +109,7 @@ def tokenizer(tmp_path_factory):
 def test_windows_show_every_word_and_the_answer_is_marked_where_it_is_whole(tokenizer):
     tokenizer.model_max_length = 30
     try:
-        columns = cut_windows(["what has a paw"], [CONTEXT * 4], [0], tokenizer)
+        columns = cut_windows(["what has a paw"], [CONTEXT * 4], tokenizer)
     finally:
         tokenizer.model_max_length = tiny.MAX_LENGTH
     assert len(columns["row"]) > 2 and max(columns["length"]) <= 30

@@ -8,6 +8,8 @@ import json
 import logging
 import sys
 import warnings
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -18,9 +20,12 @@ import transformers
 from transformers import AutoConfig
 
 from hftl.assets import resolve_model
+from hftl.data.faults import leave_out
 from hftl.data.inputs import list_texts
 from hftl.data.labels import IGNORED, LabelInfo
-from hftl.data.language import choose_prompt, read_chat, standardize_language
+from hftl.data.language import read_example, standardize_language
+from hftl.data.roles import choose_prompts
+from hftl.data.templates import fit_chat
 from hftl.data.tokens import (
     SAMPLE_TOKENS,
     Tokens,
@@ -50,7 +55,7 @@ class CausalLM(Task):
     auto_model = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
     is_answer_last = True
-    targets = ()
+    targets = ("fault", "unread")  # of the canonical columns, these are no inputs
     snippet = """inputs = processor("Once upon a time", return_tensors="pt", return_token_type_ids=False)
 written = model.generate(**inputs, max_new_tokens=32, do_sample=False)
 print(processor.decode(written[0], skip_special_tokens=True))"""
@@ -93,9 +98,15 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
             columns: dict[str, list] = {name: [] for name in _COLUMNS}
             for index, row_id in enumerate(rows["row_id"]):
-                for tokens in encode({name: rows[name][index] for name in rows}, processor, args.completion_only):
-                    check_marks(tokens, processor, row_id)
-                    _append(columns, row_id, tokens, processor)
+                row = {name: values[index] for name, values in rows.items()}
+                try:
+                    found = encode(row, processor, args.completion_only)
+                    for tokens in found:
+                        check_marks(tokens, processor)
+                except UserError as error:
+                    found = [Tokens([processor.eos_token_id], [False], fault=str(error))]
+                for tokens in found:
+                    _append(columns, row_id, tokens, [*(row.get("unread") or ()), *tokens.unread], processor)
             return columns
 
         key = {
@@ -109,6 +120,7 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
             "transformers": transformers.__version__,
         }
         prepared = map_cached(dataset, tokenize, key, description="Tokenizing")
+        prepared = leave_out(prepared, [fault or None for fault in prepared["fault"][:]], args.on_bad_rows)
         return _drop_unlearnable(prepared, processor, args.on_bad_rows)
 
     def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
@@ -116,7 +128,11 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
             logger.info(
                 "One training row; what is learnt stands in [[ ]]:\n%s", mark_text(rows["train"][0], processor)
             )
-        return {"tokens": {split: _count_tokens(part) for split, part in rows.items()}}
+        unread = {split: _count_unread(part) for split, part in rows.items()}
+        if any(unread.values()):
+            found = dict.fromkeys(name for counts in unread.values() for name in counts)
+            logger.warning("Not read, though rows hold it: %s.", ", ".join(map(repr, found)))
+        return {"tokens": {split: _count_tokens(part) for split, part in rows.items()}, "unread": unread}
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "TokenCollator":
         return TokenCollator(processor.pad_token_id, is_packed=args.packing)
@@ -167,8 +183,9 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
     def canary_row(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """One text, a chat in its template."""
         if "messages" in row:
-            text = processor.apply_chat_template(row["messages"], tokenize=False)
-            return {"messages": json.dumps(row["messages"]), "text": text}
+            chat, _ = fit_chat(row, processor)
+            canary = {"messages": json.dumps(chat.messages), "text": chat.write(processor)}
+            return canary | ({} if chat.tools is None else {"tools": json.dumps(chat.tools)})
         if "completion" in row:
             return {"text": (row["prompt"] or "") + row["completion"]}
         return {"text": row["text"]}
@@ -177,15 +194,15 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
         return standardize_language(datasets.DatasetDict(train=rows), args)["train"]
 
     def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:
-        return choose_prompt(features, args.text_columns)
+        return {name: part for part, name in choose_prompts(features, args.text_columns).items()}
+
+    def find_unanswerable(self, rows: dict[str, list], processor: Any, args: Any) -> list[str | None]:
+        return [_find_fault(row, processor) for row in _list_rows(rows)]
 
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
         """Prompts; a chat up to the assistant's next turn."""
-        if "messages" in rows:
-            prompts = [{"messages": read_chat(chat, "A row")} for chat in rows["messages"]]
-        else:
-            prompts = [{"prompt": text} for text in rows["prompt"]]
-        ids = [encode_prompt(prompt, processor)[-processor.model_max_length :] for prompt in prompts]
+        prompts = (encode_prompt(read_example(row), processor) for row in _list_rows(rows))
+        ids = [tokens[-processor.model_max_length :] for tokens in prompts]
         return {"input_ids": ids, "length": [len(tokens) for tokens in ids]}
 
     def answer(
@@ -241,7 +258,7 @@ def _count_positions(network: Any) -> int:
     return positions - sum(getattr(config, "num_virtual_tokens", None) or 0 for config in adapters.values())
 
 
-_COLUMNS = ("row_id", "input_ids", "labels", "length", "num_learnt", "num_bytes", "is_cut")
+_COLUMNS = ("row_id", "input_ids", "labels", "length", "num_learnt", "num_bytes", "is_cut", "fault", "unread")
 
 
 class TokenCollator:
@@ -316,11 +333,33 @@ def keeps_rows_apart(network: torch.nn.Module, collator: TokenCollator) -> bool:
     return bool((packed[0] - expected).abs().max() <= PACKING_TOLERANCE * max(1.0, expected.abs().max().item()))
 
 
-def _append(columns: dict[str, list], row_id: int, tokens: Tokens, tokenizer: Any) -> None:
+def _list_rows(columns: dict[str, list]) -> Iterable[dict[str, Any]]:
+    return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def _find_fault(row: dict[str, Any], tokenizer: Any) -> str | None:
+    """Why a row cannot be gone on from; None for a good one."""
+    try:
+        encode_prompt(read_example(row), tokenizer)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _append(columns: dict[str, list], row_id: int, tokens: Tokens, unread: list[str], tokenizer: Any) -> None:
     num_bytes = len(decode_learnt(tokens, tokenizer, skip_special_tokens=True).encode())
-    values = (row_id, tokens.ids, tokens.labels, len(tokens.ids), sum(tokens.is_learnt), num_bytes, tokens.is_cut)
+    counts = (len(tokens.ids), sum(tokens.is_learnt), num_bytes)
+    values = (row_id, tokens.ids, tokens.labels, *counts, tokens.is_cut, tokens.fault, json.dumps(unread))
     for name, value in zip(_COLUMNS, values, strict=True):
         columns[name].append(value)
+
+
+def _count_unread(rows: datasets.Dataset) -> dict[str, int]:
+    """Column or field of messages that is not read -> prepared rows that hold it."""
+    counts: Counter[str] = Counter()
+    for names, count in Counter(rows["unread"][:]).items():
+        counts.update(dict.fromkeys(json.loads(names), count))
+    return dict(counts)
 
 
 def _drop_unlearnable(rows: datasets.Dataset, processor: Any, on_bad_rows: str) -> datasets.Dataset:
