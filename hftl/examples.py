@@ -11,6 +11,7 @@ import numpy as np
 
 from hftl.config import DataArguments
 from hftl.data.audit import AuditReport, audit
+from hftl.data.faults import BadRows
 from hftl.data.findings import Finding, act_on, find_cut_texts, find_small_test, parse_policies
 from hftl.data.labels import SINGLE, LabelInfo
 from hftl.data.load import compute_fingerprint, load_splits
@@ -144,12 +145,13 @@ def prepare_examples(
     examples: Examples, task: Task, processor: Any, args: DataArguments
 ) -> dict[str, datasets.Dataset]:
     """Model inputs of every split, computed once and cached; rows that give none are left out of `examples`."""
-    prepared = {
-        name: task.prepare(rows, processor, args, examples.fingerprints[name])
-        for name, rows in examples.splits.items()
-    }
-    for name, rows in prepared.items():
-        _keep_prepared(examples, name, np.unique(rows["row_id"][:]))
+    prepared = {}
+    for name, rows in examples.splits.items():
+        try:
+            prepared[name] = task.prepare(rows, processor, args, examples.fingerprints[name])
+        except BadRows as error:
+            raise BadRows(f"{name}: {error}") from error
+        _keep_prepared(examples, name, np.unique(prepared[name]["row_id"][:]))
     return prepared
 
 

@@ -174,10 +174,10 @@ def _read_calls(fields: dict[str, Any]) -> None:
     if is_empty(calls):
         return
     parsed = parse_text(calls) if isinstance(calls, str) else calls
-    calls = [parsed] if isinstance(parsed, Mapping) else parsed
-    if not isinstance(calls, list) or not calls:
+    parsed = [parsed] if isinstance(parsed, Mapping) else parsed
+    if not isinstance(parsed, list) or not parsed:
         raise UserError(f"a call is {str(calls)[:40]!r}; expected an object with name and arguments")
-    fields["tool_calls"] = [_read_call(call) for call in calls]
+    fields["tool_calls"] = [_read_call(call) for call in parsed]
 
 
 def _read_call(call: Any) -> dict[str, Any]:
@@ -199,11 +199,9 @@ def read_tools(cell: Any) -> list[dict[str, Any]] | None:
     Raises:
         UserError: it is no list of objects.
     """
-    tools = parse_text(cell) if isinstance(cell, str) and not is_empty(cell) else cell
-    if is_empty(tools):
-        if isinstance(cell, str) and not is_empty(cell) and tools is None:
-            raise UserError(f"the tools are {cell[:60]!r}; expected a JSON list of objects")
+    if is_empty(cell) or cell in ("[]", "{}", "null", "None"):
         return None
+    tools = parse_text(cell) if isinstance(cell, str) else cell
     tools = [tools] if isinstance(tools, Mapping) else tools
     tools = [parse_text(tool) if isinstance(tool, str) else tool for tool in tools] if isinstance(tools, list) else []
     if not tools or not all(isinstance(tool, Mapping) for tool in tools):

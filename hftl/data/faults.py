@@ -11,6 +11,11 @@ import numpy as np
 
 from hftl.errors import UserError
 
+
+class BadRows(UserError):
+    """Rows of one split that cannot be used."""
+
+
 logger = logging.getLogger(__name__)
 
 MAX_NAMED = 5  # kinds of faults, and rows of each
@@ -25,16 +30,16 @@ def leave_out(rows: datasets.Dataset, faults: Sequence[str | None], on_bad_rows:
         on_bad_rows: `error` or `skip`.
 
     Raises:
-        UserError: there are bad rows and they are an error, or there are no others.
+        BadRows: there are bad rows and they are an error, or there are no others.
     """
     bad = np.flatnonzero([fault is not None for fault in faults])
     if not len(bad):
         return rows
     found = describe_faults([faults[index] for index in bad], rows.select(bad)["row_id"][:])
     if on_bad_rows == "error":
-        raise UserError(f"Some rows cannot be used: {found}. Repair them, or drop them with --on_bad_rows skip.")
+        raise BadRows(f"Some rows cannot be used: {found}. Repair them, or drop them with --on_bad_rows skip.")
     if len(bad) == len(rows):
-        raise UserError(f"No row can be used: {found}. Repair the data.")
+        raise BadRows(f"No row can be used: {found}. Repair the data.")
     logger.warning("Dropped %d of %d rows: %s.", len(bad), len(rows), found)
     return rows.select(np.setdiff1d(np.arange(len(rows)), bad))
 

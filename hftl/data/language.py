@@ -15,7 +15,7 @@ import numpy as np
 
 from hftl.data.chats import is_empty, looks_like_chat, read_chat, read_tools
 from hftl.data.columns import TEXT_NAMES
-from hftl.data.roles import choose_layout, is_text
+from hftl.data.roles import SIDES, choose_layout, is_text
 from hftl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,17 @@ def standardize_language(splits: datasets.DatasetDict, args: "DataArguments") ->
     layout = choose_layout(splits["train"].features, args.text_columns)
     logger.info("Columns used: %s.", ", ".join(layout.values()))
     kind = _find_kind(splits["train"], layout)
-    return datasets.DatasetDict({split: _standardize(rows, layout, kind) for split, rows in splits.items()})
+    return datasets.DatasetDict(
+        {split: _standardize(rows, _find_columns(rows, split, layout), kind) for split, rows in splits.items()}
+    )
+
+
+def _find_columns(rows: datasets.Dataset, split: str, layout: Mapping[str, str]) -> dict[str, str]:
+    """The layout in a split, which may be without what stands beside a chat or prompt."""
+    found = {part: name for part, name in layout.items() if name in rows.column_names}
+    if missing := [name for part, name in layout.items() if part not in found and not part.startswith(tuple(SIDES))]:
+        raise UserError(f"{split} has no column {missing[0]!r}, which train has.")
+    return found
 
 
 def _find_kind(rows: datasets.Dataset, layout: Mapping[str, str]) -> str:
@@ -127,10 +137,11 @@ def read_example(parts: Mapping[str, Any]) -> dict[str, Any]:
     first = whole if not prompts else prompts[0]
     if not isinstance(first, str) and first is not None or looks_like_chat(first) or "messages" in parts:
         return _read_whole_chat(parts, first, prompts[1:])
+    lost = ("tools", "history", "system") if "text" in parts else ("tools", "history")
     for part, value in parts.items():
-        if part.startswith(("tools", "history")) and not is_empty(value) and value != "[]":
-            name = "earlier turns (history)" if part.startswith("history") else "tools"
-            raise UserError(f"{name} belong to the row, which a plain prompt cannot show; write such rows as chats")
+        if part.startswith(lost) and not is_empty(value) and value != "[]":
+            name = part.strip("0123456789")
+            raise UserError(f"the row has a value in {name}, which a plain text cannot show; write such rows as chats")
     if "text" in parts:
         return {"text": whole}
     read = [value for part, value in parts.items() if part.startswith("system")] + prompts
@@ -148,7 +159,7 @@ def _read_whole_chat(parts: Mapping[str, Any], chat: Any, about: list[Any]) -> d
         turns = read_chat([{"role": "assistant", "content": answer}] if is_said else answer)
         messages = [message | {"is_learnt": False} for message in messages] + turns
     if any(part.startswith("history") and not is_empty(value) and value != "[]" for part, value in parts.items()):
-        raise UserError("earlier turns (history) belong to the row; write them into the chat")
+        raise UserError("the row has earlier turns in history; write them into the chat")
     for part in [part for part in parts if part.startswith("system")]:
         messages = _add_system(messages, parts[part])
     found = [tools for part, cell in parts.items() if part.startswith("tools") and (tools := read_tools(cell))]

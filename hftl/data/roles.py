@@ -41,8 +41,7 @@ def choose_layout(features: datasets.Features, given: list[str] | None) -> dict[
     chats = _find_chats(features)
     pairs = _find_pairs(features)
     texts = [name for name, feature in features.items() if is_text(feature)]
-    named = [name for name in texts if name.lower() in TEXT_NAMES]
-    found = [{"messages": name} for name in chats] or pairs or [{"text": name} for name in named or texts]
+    found = [{"messages": name} for name in chats] or pairs or [{"text": name} for name in _prefer(texts)]
     if len(found) != 1:
         reason = "several columns could be learnt" if found else "no column looks like a text or a chat"
         raise UserError(f"Among the columns {', '.join(features)} {reason}; {ADVICE}")
@@ -61,12 +60,20 @@ def choose_prompts(features: datasets.Features, given: list[str] | None) -> dict
     chats = _find_chats(features)
     texts = [name for name in features if is_text(features[name])]
     prompts = _find_prompts(features)
-    named = prompts or [name for name in texts if name.lower() in TEXT_NAMES]
-    found = [{"messages": name} for name in chats] or [_as_prompts(features, name) for name in named or texts]
+    named = prompts or _prefer(texts)
+    found = [{"messages": name} for name in chats] or [_as_prompts(features, name) for name in named]
     if len(found) != 1:
         reason = "several columns could be the prompt" if found else "no column looks like a prompt or a chat"
         raise UserError(f"Among the columns {', '.join(features)} {reason}; say which with `--text_columns PROMPT`.")
     return _add_sides(found[0], features)
+
+
+def _prefer(texts: list[str]) -> list[str]:
+    """Those that by their name hold chats, which a table may store as text, or texts; else all."""
+    for names in (CHAT_NAMES, TEXT_NAMES):
+        if found := [name for name in texts if name.lower() in names]:
+            return found
+    return texts
 
 
 def is_text(feature: object) -> bool:
@@ -97,7 +104,7 @@ def _read_given(features: datasets.Features, given: list[str], *, needs_completi
     if lists and len(given) == 1:
         return _add_sides({"messages": given[0]}, features)
     if len(given) == 1:
-        return {"text" if needs_completion else "prompt": given[0]}
+        return _add_sides({"text" if needs_completion else "prompt": given[0]}, features, is_named=True)
     prompts = given[:-1] if needs_completion else given
     layout = dict(zip(_number_prompts(len(prompts)), prompts, strict=True))
     layout |= {"completion": given[-1]} if needs_completion else {}
@@ -147,9 +154,10 @@ def _number_prompts(count: int) -> list[str]:
     return ["prompt", *(f"prompt_{number}" for number in range(2, count + 1))][:count]
 
 
-def _add_sides(layout: dict[str, str], features: datasets.Features) -> dict[str, str]:
-    """The columns beside a chat or prompt that say something of it."""
-    if "text" in layout:
+def _add_sides(layout: dict[str, str], features: datasets.Features, *, is_named: bool = False) -> dict[str, str]:
+    """The columns beside a chat or prompt that say something of it; of a text only where it may be a chat."""
+    first = next(iter(layout.values())).lower()
+    if ("text" in layout or is_named) and first not in CHAT_NAMES:
         return layout
     taken = set(layout.values())
     for part, names in SIDES.items():

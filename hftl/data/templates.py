@@ -124,8 +124,9 @@ def find_left_out(chat: Chat, tokenizer: Any) -> set[str]:
         marks.update({first: field, last: field})
         return f"{first}{value}{last}"
 
+    # The fields of a message themselves all say something: only what lies inside of them may be structure.
     marked = [
-        {key: value if key == "role" else _mark_all(value, key, key, mark) for key, value in message.items()}
+        {key: value if key == "role" else _mark_all(value, "", key, mark) for key, value in message.items()}
         for message in chat.messages
     ]
     tools = None if chat.tools is None else _mark_all(chat.tools, "tools", "tools", mark)
@@ -157,7 +158,7 @@ def _find_missing(chat: Chat, text: str) -> set[str]:
     for message in chat.messages:
         for key, value in message.items():
             if key != "role":
-                _mark_all(value, key, key, look)
+                _mark_all(value, "", key, look)
     _mark_all(chat.tools or [], "tools", "tools", look)
     return missing
 
