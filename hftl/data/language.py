@@ -61,7 +61,7 @@ def _find_kind(rows: datasets.Dataset, layout: Mapping[str, str]) -> str:
     if "messages" in layout:
         return "chat"
     first = layout.get("text", layout.get("prompt"))
-    if not is_text(rows.features[first]):
+    if not all(is_text(rows.features[name]) for name in (first, layout.get("completion", first))):
         return "chat"
     if sum(map(looks_like_chat, _read_column(rows, first))) > len(rows) / 2:
         return "chat"
@@ -135,7 +135,8 @@ def read_example(parts: Mapping[str, Any]) -> dict[str, Any]:
     prompts = [parts[part] for part in parts if part.startswith("prompt")]
     whole = parts.get("messages", parts.get("text"))
     first = whole if not prompts else prompts[0]
-    if not isinstance(first, str) and first is not None or looks_like_chat(first) or "messages" in parts:
+    is_chat = [value is not None and not isinstance(value, str) for value in (first, parts.get("completion"))]
+    if any(is_chat) or looks_like_chat(first) or "messages" in parts:
         return _read_whole_chat(parts, first, prompts[1:])
     lost = ("tools", "history", "system") if "text" in parts else ("tools", "history")
     for part, value in parts.items():
@@ -150,14 +151,14 @@ def read_example(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_whole_chat(parts: Mapping[str, Any], chat: Any, about: list[Any]) -> dict[str, Any]:
-    messages = read_chat(chat)
+    messages = _read_turns(chat, "user" if "completion" in parts else None)
     if any(not is_empty(text) for text in about):
         raise UserError("a text belongs to the row besides its chat; write it into the chat")
     if "completion" in parts:
-        answer = parts["completion"]
-        is_said = isinstance(answer, str) and not looks_like_chat(answer)
-        turns = read_chat([{"role": "assistant", "content": answer}] if is_said else answer)
-        messages = [message | {"is_learnt": False} for message in messages] + turns
+        turns = _read_turns(parts["completion"], "assistant")
+        messages = [message | {"is_learnt": False} for message in messages]
+        is_repeated = turns[: len(messages)] == [message | {"is_learnt": True} for message in messages]
+        messages += turns[len(messages) :] if is_repeated else turns
     if any(part.startswith("history") and not is_empty(value) and value != "[]" for part, value in parts.items()):
         raise UserError("the row has earlier turns in history; write them into the chat")
     for part in [part for part in parts if part.startswith("system")]:
@@ -166,6 +167,12 @@ def _read_whole_chat(parts: Mapping[str, Any], chat: Any, about: list[Any]) -> d
     if len(found) > 1:
         raise UserError("several columns hold tools; leave one")
     return {"messages": messages, "tools": json.dumps(found[0], ensure_ascii=False) if found else None}
+
+
+def _read_turns(cell: Any, speaker: str | None) -> list[dict[str, Any]]:
+    """A chat; a plain text is what this speaker says."""
+    is_said = speaker is not None and isinstance(cell, str) and not looks_like_chat(cell)
+    return read_chat([{"role": speaker, "content": cell}] if is_said else cell)
 
 
 def _add_system(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:

@@ -99,8 +99,8 @@ def _read_given(features: datasets.Features, given: list[str], *, needs_completi
         raise UserError(
             f"The column {wrong[0]!r} holds {features[wrong[0]]}, not text; choose another with --text_columns."
         )
-    if lists and len(lists) < len(given) or len(lists) > 2:
-        raise UserError(f"--text_columns takes one chat, or a prompt and a completion that both are; found {given}.")
+    if lists and len(given) > 2:
+        raise UserError(f"--text_columns takes one chat, or a prompt and a completion; found {given}.")
     if lists and len(given) == 1:
         return _add_sides({"messages": given[0]}, features)
     if len(given) == 1:
@@ -137,8 +137,7 @@ def _find_pairs(features: datasets.Features) -> list[dict[str, str]]:
         _as_prompts(features, prompt) | {"completion": name}
         for prompt in _find_prompts(features)
         for name in completions
-        if is_text(features[name]) == is_text(features[prompt])
-        and (is_text(features[name]) or _may_be_chat(features[name]))
+        if is_text(features[name]) or _may_be_chat(features[name])
     ]
 
 

@@ -89,6 +89,13 @@ def test_every_column_of_a_prompt_is_read(row, shown, tokenizer):
     assert learn(row, tokenizer) == shown
 
 
+def test_what_was_chosen_can_be_learnt(tokenizer):
+    for prompt in ("what is it", [USER]):
+        row = {"prompt": prompt, "chosen": [USER, CAT], "rejected": [USER]}
+        assert learn(row, tokenizer, "prompt", "chosen") == ASKED + LEARNT
+    assert learn({"chosen": [USER, CAT], "rejected": [USER]}, tokenizer, "chosen") == ASKED + LEARNT
+
+
 def test_columns_of_a_prompt_can_be_named(tokenizer):
     row = {"b": "a paw", "a": "name it", "c": " cat", "d": "more"}
     assert learn(row, tokenizer, "a", "b", "c") == "name it\n\na paw[[ cat<|end|>]]"
@@ -108,6 +115,9 @@ def test_columns_of_a_prompt_can_be_named(tokenizer):
         {"prompt": [USER], "completion": [CAT]},
         {"prompt": json.dumps([USER]), "completion": json.dumps([CAT])},
         {"prompt": json.dumps([USER]), "completion": "a cat"},
+        {"prompt": [USER], "completion": "a cat"},
+        {"prompt": "what is it", "completion": [CAT]},
+        {"prompt": "what is it", "completion": [USER, CAT]},
         {"messages": [USER, CAT], "system": "", "tools": "[]", "images": []},
     ],
 )
@@ -219,13 +229,9 @@ def test_what_would_be_lost_is_named(text, row, message, template):
         ({"chosen": [USER, CAT], "rejected": [USER, CAT]}, "tuning by preference"),
         ({"messages": [USER, CAT], "conversations": [USER, CAT]}, "several columns could be learnt"),
         ({"prompt": "x", "question": "y", "answer": "z"}, "several columns could be learnt"),
-        ({"prompt": "x", "completion": [CAT]}, "several columns|no column|looks like"),
     ],
 )
 def test_tables_that_could_be_learnt_in_two_ways_are_refused(row, message):
-    if message.startswith("several columns|"):  # a text that is learnt alone names what it leaves
-        assert read([row])["unread"][:] == [["completion"]]
-        return
     with pytest.raises(UserError, match=message):
         read([row])
 
