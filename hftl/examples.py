@@ -34,7 +34,7 @@ class Examples:
 
     def describe(self, source: str) -> dict[str, Any]:
         """The `data` part of a run record."""
-        no_inputs = ("row_id", "group", *self.targets)
+        no_inputs = ("row_id", "group", "fault", "unread", *self.targets)
         sizes = {f"num_{split}_examples": len(rows) for split, rows in self.splits.items()}
         return {
             "source": source,

@@ -55,7 +55,7 @@ class CausalLM(Task):
     auto_model = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
     is_answer_last = True
-    targets = ("fault", "unread")  # of the canonical columns, these are no inputs
+    targets = ()
     snippet = """inputs = processor("Once upon a time", return_tensors="pt", return_token_type_ids=False)
 written = model.generate(**inputs, max_new_tokens=32, do_sample=False)
 print(processor.decode(written[0], skip_special_tokens=True))"""
