@@ -161,7 +161,7 @@ def _keep_prepared(examples: Examples, split: str, row_ids: np.ndarray) -> None:
     if num_dropped := len(rows) - len(good):
         examples.splits[split] = rows.select(good)
         examples.audit.num_rows[split] -= num_dropped
-        examples.audit.bad_rows[split]["no model input"] = num_dropped
+        examples.audit.bad_rows.setdefault(split, {})["no model input"] = num_dropped
         example = f"{split}: {num_dropped} rows give no model input"
         examples.audit.findings.append(
             Finding("bad_rows", {split: num_dropped}, [example], policy="drop", num_dropped=num_dropped)

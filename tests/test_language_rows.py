@@ -74,6 +74,18 @@ def test_bad_chats_are_left_out_of_training(train, folder):
     assert sum(dropped.values()) == 2 and dropped["no model input"] == 1
 
 
+def test_chats_that_the_template_refuses_are_left_out_of_what_is_held_out(train, tmp_path):
+    rows = [REFUSED if i % 3 == 0 else {"messages": turns(f"{i}", "a cat")} for i in range(30)]
+    tiny.write_jsonl(tmp_path / "third.jsonl", rows)
+    record, _ = train(tmp_path / "third.jsonl", "--on_bad_rows", "skip")
+    counts = [record.data[f"num_{split}_examples"] for split in ("train", "validation")]
+    assert sum(counts) == 20 and counts[1] > 0
+    assert {split: sum(kinds.values()) for split, kinds in record.data["audit"]["bad_rows"].items()} == {
+        "train": 24 - counts[0],
+        "validation": 6 - counts[1],
+    }
+
+
 def test_bad_chats_are_named_or_left_empty_by_predict(trained, folder, tmp_path, capsys):
     answers = tmp_path / "answers.jsonl"
     assert main(["predict", str(trained), str(folder / "bad.jsonl"), "--output_file", str(answers)]) == 2

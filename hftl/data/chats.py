@@ -24,6 +24,7 @@ CALLS = ("function_call", "tool_call", "tool_calls")  # roles of a turn whose co
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 FLAGS = ("weight", "loss", "train", "training", "trainable")  # of a turn: whether it is learnt
 REASONING = ("reasoning_content", "thinking", "reasoning")  # as templates call it
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 _CHAT_START = re.compile(r"""\s*[\[{].{0,300}?["'](?:role|from|messages|conversations?|chat)["']\s*:""", re.DOTALL)
 _OBJECT_START = re.compile(r"\s*\[?\s*\{")
@@ -104,6 +105,8 @@ def read_message(message: Any) -> dict[str, Any]:
     role = "assistant" if spoken.lower() in CALLS else SPELLINGS.get(spoken.lower())
     if role is None:
         raise UserError(f"a message has the role {spoken[:40]!r}; expected a role of {', '.join(ROLES)}")
+    if shown := [name for name in fields if name.lower() in MEDIA]:
+        raise UserError(f"a message has {shown[0]!r}, and a language model reads text alone")
     texts = [fields.pop(key) for key in CONTENT_KEYS if key in fields]
     if len(texts) > 1 and any(text != texts[0] for text in texts):
         raise UserError(f"a message of {role} has two contents; leave one of {', '.join(CONTENT_KEYS)}")

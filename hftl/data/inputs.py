@@ -66,9 +66,9 @@ def list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]
 
 def _list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]:
     if "messages" in rows.column_names:
-        for messages in rows["messages"]:
+        for messages, tools in zip(rows["messages"], rows["tools"], strict=True):
             texts = [f"{m['content']}{m['extra'] or ''}" for m in messages or []]
-            yield texts, find_chat_fault(messages or [])
+            yield texts + ([tools] if tools else []), find_chat_fault(messages or [])
     elif "completion" in rows.column_names:
         for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
             yield [prompt or "", completion or ""], None if (completion or "").strip() else "empty completion"

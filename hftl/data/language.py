@@ -63,7 +63,7 @@ def _find_kind(rows: datasets.Dataset, layout: Mapping[str, str]) -> str:
     first = layout.get("text", layout.get("prompt"))
     if not all(is_text(rows.features[name]) for name in (first, layout.get("completion", first))):
         return "chat"
-    if sum(map(looks_like_chat, _read_column(rows, first))) > len(rows) / 2:
+    if sum(map(looks_like_chat, rows.with_format(None)[first])) > len(rows) / 2:
         return "chat"
     return "text" if "text" in layout else "pair"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from hftl.data.chats import CHAT_NAMES, CONTENT_KEYS, ROLE_KEYS
+from hftl.data.chats import CHAT_NAMES, CONTENT_KEYS, MEDIA, ROLE_KEYS
 from hftl.data.columns import TEXT_NAMES
 from hftl.errors import UserError, unknown_name
 
@@ -20,7 +20,7 @@ INPUT_NAMES = ("input", "context")  # what an instruction is about
 SIDES = {
     "system": ("system", "system_prompt", "system_message"),
     "tools": ("tools", "functions"),
-    "media": ("image", "images", "video", "videos", "audio", "audios"),
+    "media": MEDIA,
     "history": ("history",),
 }
 ADVICE = (

@@ -1,7 +1,8 @@
 """What does a tokenizer's chat template make of a chat, and what does it leave out?
 
-Templates differ in what they read: some want the arguments of a call as an object and others as a text, some call
-reasoning `thinking`. The form that is written whole is looked for by asking the template. Must not know tokens.
+Templates differ in what they read: some want the arguments of a call as an object and others as a text. The form that is
+written whole is looked for by asking the template. (Other names of reasoning are known to transformers 5.23.) Must not
+know tokens.
 """
 
 import copy
@@ -88,23 +89,19 @@ def _list_forms(chat: Chat) -> Iterator[Chat]:
     """The chat in every form that some template asks for; as it is comes first."""
     keys = {key for message in chat.messages for key in message}
     as_texts = (False, True) if "tool_calls" in keys else (False,)
-    names = (None, *REASONING) if keys & set(REASONING) else (None,)
     roles = ("developer", "system") if any(m["role"] == "developer" for m in chat.messages) else ("developer",)
-    for as_text, name, role in itertools.product(as_texts, names, roles):
-        messages = [_change(message, as_text=as_text, name=name, role=role) for message in chat.messages]
+    for as_text, role in itertools.product(as_texts, roles):
+        messages = [_change(message, as_text=as_text, role=role) for message in chat.messages]
         yield Chat(messages, chat.is_learnt, chat.tools)
 
 
-def _change(message: dict[str, Any], *, as_text: bool, name: str | None, role: str) -> dict[str, Any]:
+def _change(message: dict[str, Any], *, as_text: bool, role: str) -> dict[str, Any]:
     changed = copy.deepcopy(message)
     if changed["role"] == "developer":
         changed["role"] = role
     for call in changed.get("tool_calls", ()) if as_text else ():
         if not isinstance(call["function"]["arguments"], str):
             call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-    if name is not None:
-        texts = [changed.pop(key) for key in REASONING if key in changed]
-        changed |= {name: texts[0]} if texts else {}
     return changed
 
 

@@ -129,6 +129,7 @@ def test_other_fields_of_a_message_are_kept():
         ),
         ([turn(content=[{"type": "image"}, {"type": "text", "text": "x"}])], "a part of type 'image'"),
         ([turn(content=[{"type": "tool_use", "name": "x"}])], "a part of type 'tool_use'"),
+        ([turn(images=["x.png"])], "'images', and a language model reads text alone"),
         ([turn(value="another")], "two contents; leave one"),
         ([turn(mask=1)], "the flag 'mask'.* write 'weight': 1"),
         ([turn(weight=0.5)], "weight '0.5'; expected 0 or 1"),

@@ -191,6 +191,11 @@ def test_a_developer_is_the_system_where_the_template_knows_no_other(template):
         (tiny.CHAT_TEMPLATE, {"messages": [USER, CAT], "tools": TOOLS}, "leaves out tools"),
         (tiny.CHAT_TEMPLATE, {"messages": [USER, CAT], "tools": json.dumps(TOOLS)}, "leaves out tools"),
         (tiny.CHAT_TEMPLATE, {"messages": [USER, CAT | {"thinking": "x"}]}, "leaves out thinking"),
+        (
+            chat_templates.MARKED,
+            {"messages": [USER, CAT | {"thinking": "x", "reasoning": "y"}]},
+            "reasoning and thinking",
+        ),
         (chat_templates.NO_SYSTEM, {"messages": [USER, CAT], "system": "be kind"}, "leaves out content"),
         (chat_templates.NO_SYSTEM, {"messages": [USER, CAT], "system": "it"}, "leaves out content"),
         (
