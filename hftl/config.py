@@ -48,7 +48,7 @@ class DataArguments:
     test_file: str | None = _option(None, "Test file, read once, after training.")
     text_columns: list[str] | None = _option(
         None,
-        "One or two text columns; of a language model: the text, or prompts and then the completion, or the chat.",
+        "One or two text columns; of a language model: the text, prompts and then the completion, or the chat.",
     )
     image_column: str | None = _option(None, "Column with images or with image paths.")
     label_column: str | None = _option(None, "Column with the labels, or with the masks.")

@@ -1,8 +1,8 @@
 """What does a tokenizer's chat template make of a chat, and what does it leave out?
 
-Templates differ in what they read: some want the arguments of a call as an object and others as a text. The form that is
-written whole is looked for by asking the template. (Other names of reasoning are known to transformers 5.23.) Must not
-know tokens.
+Templates differ in what they read: some want the arguments of a call as an object and others as a text. The form that
+is written whole is looked for by asking the template. (The names of reasoning are made equal by transformers 5.23.)
+Must not know tokens.
 """
 
 import copy

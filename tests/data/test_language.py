@@ -194,7 +194,7 @@ def test_a_developer_is_the_system_where_the_template_knows_no_other(template):
         (
             chat_templates.MARKED,
             {"messages": [USER, CAT | {"thinking": "x", "reasoning": "y"}]},
-            "reasoning and thinking",
+            "leaves out reasoning",
         ),
         (chat_templates.NO_SYSTEM, {"messages": [USER, CAT], "system": "be kind"}, "leaves out content"),
         (chat_templates.NO_SYSTEM, {"messages": [USER, CAT], "system": "it"}, "leaves out content"),
