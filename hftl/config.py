@@ -47,7 +47,8 @@ class DataArguments:
     validation_file: str | None = _option(None, "Validation file; without it a part of train is held out.")
     test_file: str | None = _option(None, "Test file, read once, after training.")
     text_columns: list[str] | None = _option(
-        None, "One or two text columns; of a language model: the text, or prompt and completion, or the chat."
+        None,
+        "One or two text columns; of a language model: the text, prompts and then the completion, or the chat.",
     )
     image_column: str | None = _option(None, "Column with images or with image paths.")
     # One name alone is held as a text.

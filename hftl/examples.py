@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from hftl.config import DataArguments
 from hftl.data.audit import AuditReport, audit
+from hftl.data.faults import BadRows
 from hftl.data.findings import Finding, act_on, find_cut_texts, find_small_test, parse_policies
 from hftl.data.labels import SINGLE, LabelInfo
 from hftl.data.load import compute_fingerprint, load_splits
@@ -32,7 +34,7 @@ class Examples:
 
     def describe(self, source: str) -> dict[str, Any]:
         """The `data` part of a run record."""
-        no_inputs = ("row_id", "group", *self.targets)
+        no_inputs = ("row_id", "group", "fault", "unread", *self.targets)
         sizes = {f"num_{split}_examples": len(rows) for split, rows in self.splits.items()}
         return {
             "source": source,
@@ -142,11 +144,28 @@ def _add_groups(rows: datasets.Dataset, values: list) -> datasets.Dataset:
 def prepare_examples(
     examples: Examples, task: Task, processor: Any, args: DataArguments
 ) -> dict[str, datasets.Dataset]:
-    """Model inputs of every split, computed once and cached."""
-    return {
-        name: task.prepare(rows, processor, args, examples.fingerprints[name])
-        for name, rows in examples.splits.items()
-    }
+    """Model inputs of every split, computed once and cached; rows that give none are left out of `examples`."""
+    prepared = {}
+    for name, rows in examples.splits.items():
+        try:
+            prepared[name] = task.prepare(rows, processor, args, examples.fingerprints[name])
+        except BadRows as error:
+            raise BadRows(f"{name}: {error}") from error
+        _keep_prepared(examples, name, np.unique(prepared[name]["row_id"][:]))
+    return prepared
+
+
+def _keep_prepared(examples: Examples, split: str, row_ids: np.ndarray) -> None:
+    rows = examples.splits[split]
+    good = np.flatnonzero(np.isin(rows["row_id"][:], row_ids))
+    if num_dropped := len(rows) - len(good):
+        examples.splits[split] = rows.select(good)
+        examples.audit.num_rows[split] -= num_dropped
+        examples.audit.bad_rows.setdefault(split, {})["no model input"] = num_dropped
+        example = f"{split}: {num_dropped} rows give no model input"
+        examples.audit.findings.append(
+            Finding("bad_rows", {split: num_dropped}, [example], policy="drop", num_dropped=num_dropped)
+        )
 
 
 def describe_source(args: DataArguments) -> str:

@@ -53,6 +53,7 @@ def evaluate(argv: list[str]) -> None:
         "data", help="file, folder, Hub id or bundled:NAME, with :SPLIT; default: test or the only one"
     )
     parser.add_argument("--label_column", nargs="+", help="default: as in training")
+    parser.add_argument("--on_bad_rows", choices=("error", "skip"), help="default: as in training")
     parser.add_argument("--output_file", type=Path, help="all of it as JSON")
     options = parser.parse_args(argv)
     prepare_libraries()
@@ -60,7 +61,7 @@ def evaluate(argv: list[str]) -> None:
     from hftl.inference.predictor import load
     from hftl.records import write_json
 
-    changes = {name: getattr(options, name) for name in (*MODEL_DATA_FLAGS, "label_column")}
+    changes = {name: getattr(options, name) for name in (*MODEL_DATA_FLAGS, "label_column", "on_bad_rows")}
     batch_size = _batch_size(options.batch_size)
     predictor = load(options.model, revision=options.model_revision, batch_size=batch_size, **changes)
     evaluation = evaluate_rows(predictor, options.data)

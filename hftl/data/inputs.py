@@ -58,12 +58,17 @@ def _look_at_texts(rows: datasets.Dataset) -> Iterator[Look]:
 
 
 def list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]:
-    """The texts of each row, and what is wrong with them. A prompt may be empty, what is to be learnt may not."""
+    """The texts of each row, and what is wrong with it. A prompt may be empty, what is to be learnt may not."""
+    known = rows["fault"] if "fault" in rows.column_names else itertools.repeat(None, len(rows))
+    for (texts, fault), read in zip(_list_texts(rows), known, strict=True):
+        yield texts, read or fault
+
+
+def _list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]:
     if "messages" in rows.column_names:
-        for messages in rows["messages"]:
-            answers = [m for m in messages or [] if m["role"] == "assistant" and (m["content"] or "").strip()]
-            texts = [m["content"] or "" for m in messages or []]
-            yield texts, None if answers else "chat without an answer of the assistant"
+        for messages, tools in zip(rows["messages"], rows["tools"], strict=True):
+            texts = [f"{m['content']}{m['extra'] or ''}" for m in messages or []]
+            yield texts + ([tools] if tools else []), find_chat_fault(messages or [])
     elif "completion" in rows.column_names:
         for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
             yield [prompt or "", completion or ""], None if (completion or "").strip() else "empty completion"
@@ -72,6 +77,15 @@ def list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]
         for texts in zip(*(rows[name] for name in names), strict=True):
             found = [text or "" for text in texts]
             yield found, None if all(text.split() for text in found) else "empty text"
+
+
+def find_chat_fault(messages: list[dict]) -> str | None:
+    """Why nothing can be learnt from a chat; None for a good one."""
+    turns = [m for m in messages if m["role"] == "assistant" and m["is_learnt"]]
+    if not turns:
+        return "chat without an answer of the assistant"
+    is_said = [bool(turn["content"].strip() or turn["extra"]) for turn in turns]
+    return None if all(is_said) else "empty answer of the assistant"
 
 
 def _look_at_images(rows: datasets.Dataset, split: str) -> Iterator[Look]:

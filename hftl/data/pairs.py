@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import datasets
 import numpy as np
 
+from hftl.data.chats import parse_text
 from hftl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ PAIR_NAMES = (
     ("input", "output"),
     ("text", "target"),
 )
+INSTRUCTIONS = ("instruction", "system", "system_prompt", "context")  # which belong to an input
 ADVICE = "Give --source_column and --target_column."
 
 
@@ -84,6 +86,12 @@ def _choose(features: datasets.Features, args: "DataArguments") -> tuple[str, st
         if all(name in features and _is_text(features[name]) for name in pair)
         and all(name in (None, other) for name, other in zip(given, pair, strict=True))
     ]
+    instructions = [name for name in features if name.lower() in INSTRUCTIONS and _is_text(features[name])]
+    if len(found) == 1 and not all(given) and instructions and "input" in found[0]:
+        raise UserError(
+            f"The column {instructions[0]!r} says what is to be done with 'input', and would not be read. Write both "
+            "into one column, or give --source_column and --target_column."
+        )
     if len(found) != 1:
         reason = "several could be input and target" if found else "none are known as input and target"
         raise UserError(f"Among the columns {', '.join(features)} {reason}. {ADVICE}")
@@ -103,13 +111,19 @@ def _is_text(feature: object) -> bool:
 
 
 def _take_apart(rows: datasets.Dataset) -> datasets.Dataset:
-    """Languages of a column `translation` as columns of their own."""
-    if not isinstance(rows.features.get("translation"), (dict, datasets.Translation)):
+    """Languages of a column `translation`, which may be written as JSON or by Python, as columns of their own."""
+    if "translation" not in rows.column_names:
         return rows
-    languages = dict.fromkeys(key for row in rows.select(range(min(1, len(rows))))["translation"] for key in row)
+    table = rows.with_format(None)["translation"][:]
+    table = [parse_text(row) if isinstance(row, str) and row.lstrip().startswith("{") else row for row in table]
+    if not any(isinstance(row, dict) for row in table):
+        return rows
+    if wrong := [index for index, row in enumerate(table) if row is not None and not isinstance(row, dict)]:
+        raise UserError(f"Row {wrong[0]} has no text for each language in the column 'translation', as other rows do.")
+    table = [row or {} for row in table]
+    languages = dict.fromkeys(key for row in table for key in row)
     if taken := sorted(set(languages) & set(rows.column_names)):
         raise UserError(f"The column 'translation' has {taken[0]!r}, which is a column as well; rename one of them.")
-    table = rows.with_format(None)["translation"][:]
     columns = {name: [row.get(name) for row in table] for name in languages}
     return datasets.concatenate_datasets(
         [rows.remove_columns("translation"), datasets.Dataset.from_dict(columns)], axis=1

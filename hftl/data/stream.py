@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hftl.data import coco, conll, files
+from hftl.data import coco, conll, files, spans
 from hftl.data.load import load_splits
 from hftl.errors import UserError, unknown_name
 
@@ -145,6 +145,8 @@ def _stream_file(path: Path, modality: str) -> Stream:
         return _stream_parquet(path)
     if modality == "image" and files.ending(path) == ".json" and (content := coco.parse_coco(path)) is not None:
         return _stream_rows(coco.read_coco(path, content).cast_column("image", datasets.Image(decode=False)))
+    if modality == "text" and files.ending(path) == ".json" and spans.is_squad(path):
+        return _stream_rows(spans.read_squad(path))
     if kind:
         read = _read_csv if kind == "csv" else _read_json
         return _with_first_window(path, lambda size: _explained(read(path, size), path))
@@ -195,10 +197,7 @@ def _with_first_window(path: Path, open_windows: Callable[[int], Iterator[Window
     first = next(open_windows(100), None)
     if first is None:
         raise UserError(f"{path} has no rows; give a table with rows.")
-    try:
-        features = datasets.Features.from_arrow_schema(pa.table(first).schema)
-    except pa.ArrowException as error:
-        raise files.read_error(path, error) from error
+    features = infer_features(first)
 
     def read(names: list[str], size: int) -> Iterator[Window]:
         for window in open_windows(size):
@@ -206,6 +205,17 @@ def _with_first_window(path: Path, open_windows: Callable[[int], Iterator[Window
             yield {name: window.get(name, absent) for name in names}
 
     return Stream(features, read, folder=path.parent)
+
+
+def infer_features(columns: Window) -> datasets.Features:
+    """The types of columns; what differs from row to row, as messages do, is JSON as in training."""
+    features = {}
+    for name, values in columns.items():
+        try:
+            features |= datasets.Features.from_arrow_schema(pa.table({name: values}).schema)
+        except (pa.ArrowException, OverflowError):  # the second of an integer of more than 64 bits
+            features[name] = datasets.Json()
+    return datasets.Features(features)
 
 
 def _read_csv(path: Path, size: int) -> Iterator[Window]:

@@ -12,12 +12,11 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from peft import PeftModel
 from PIL import Image
 
-from hftl.data.language import read_chat
+from hftl.data.stream import infer_features
 from hftl.errors import UserError
 from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
 from hftl.merge import TOLERANCE, fold_adapter
@@ -121,7 +120,7 @@ class Predictor:
         Raises:
             UserError: a row is bad, and `on_bad_rows` says that it is an error.
         """
-        columns, faults = check_window(columns, folder)
+        columns, faults = self._check(columns, folder)
         bad = [index for index, fault in enumerate(faults) if fault]
         if bad and on_bad_rows == "error":
             more = f", and {len(bad) - 1} more near it" if len(bad) > 1 else ""
@@ -139,6 +138,20 @@ class Predictor:
                 spread[index] = value
             answers[name] = spread
         return answers
+
+    def _check(self, columns: dict[str, list], folder: Path) -> tuple[dict[str, list], list[str | None]]:
+        """The rows as they are read, and why some of them cannot be answered."""
+        if self.task.modality == "language":  # whose rows the task reads itself: a prompt may be in several columns
+            faults: list[str | None] = [None] * len(next(iter(columns.values())))
+        else:
+            columns, faults = check_window(columns, folder)
+        good = [index for index, fault in enumerate(faults) if not fault]
+        if good:
+            rows = {name: [values[index] for index in good] for name, values in columns.items()}
+            found = self.task.find_unanswerable(rows, self.processor, self.source.data)
+            for index, fault in zip(good, found, strict=True):
+                faults[index] = fault
+        return columns, faults
 
     def _ask(self, columns: dict[str, list], options: AnswerOptions) -> tuple[list[np.ndarray], dict[str, list]]:
         """What is kept of each row's answer, and what was read of it."""
@@ -213,7 +226,7 @@ class Predictor:
         if kinds == {dict}:
             names = dict.fromkeys(name for row in rows for name in row)
             table = {name: [row.get(name) for row in rows] for name in names}
-            return self.rename(table, datasets.Features.from_arrow_schema(pa.table(table).schema))
+            return self.rename(table, infer_features(table))
         name = {"image": "image", "language": "prompt"}.get(self.task.modality, "text")
         if self.task.modality == "text" and kinds <= {tuple, list}:
             if any(len(row) != 2 for row in rows):
@@ -275,11 +288,10 @@ def change_data(source: ModelSource, changes: dict[str, Any]) -> ModelSource:
 
 
 def check_window(columns: dict[str, list], folder: Path) -> tuple[dict[str, list], list[str | None]]:
-    """Texts as texts, images decoded, chats in the usual words; and what is wrong with each row."""
+    """Texts as texts, images decoded; and what is wrong with each row."""
     readers: dict[str, Callable[[Any], Any]] = {
         "image": lambda value: _read_image(value, folder),
         "words": _read_words,
-        "messages": lambda value: read_chat(value, "The row"),
     }
     read = {name: list(_read_all(values, readers.get(name, _read_text), name)) for name, values in columns.items()}
     faults = [
