@@ -31,8 +31,10 @@ from hftl.tasks.base import AnswerOptions, Score, Task
 from hftl.tasks.image_classification import (
     CROPS,
     ImageCollator,
+    describe_range,
     draw_crops,
     encode_image,
+    fit_range,
     measure_normalization,
     processed_size,
     resize_images,
@@ -40,7 +42,7 @@ from hftl.tasks.image_classification import (
 )
 from hftl.tasks.processors import explained_loading, map_cached
 
-SNIPPET = """image = Image.open("photo.png").convert("RGB")
+SNIPPET = """{image}
 with torch.no_grad():
     outputs = model(**processor(images=image, return_tensors="pt"))
 size = (image.height, image.width)
@@ -89,11 +91,17 @@ class SemanticSegmentation(Task):
             setattr(processor, name, False)
         return processor
 
+    def fit_processor(self, processor: Any, rows: datasets.Dataset, args: Any) -> Any:
+        return fit_range(processor, rows)
+
+    def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
+        return describe_range(processor)
+
     def read_labels(self, config: Any) -> LabelInfo:
         return LabelInfo(self.name, tuple(config.id2label[index] for index in range(config.num_labels)))
 
     def canary_row(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
-        return {"image": encode_image(row["image"])}
+        return {"image": encode_image(row["image"], processor)}
 
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
         sizes = {"image_height": [i.height for i in rows["image"]], "image_width": [i.width for i in rows["image"]]}
