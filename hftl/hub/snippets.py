@@ -35,7 +35,7 @@ def write_snippet(staged: Staged) -> str:
     )
     num_tokens = staged.base.num_tokens if staged.base else None
     rows = f", vocab_size={num_tokens}" if num_tokens else ""  # of the base: the adapter brings the others
-    read_image = _write_reading(record.data.get("pixel_range"))
+    read_image = write_reading(record.data.get("pixel_range"))
     lines = ["import numpy as np"] if "{image}" in task.snippet and "np." in read_image else []
     lines += ["import torch"] if "torch." in task.snippet else []
     lines += ["from peft import PeftModel"] if staged.base else []
@@ -58,7 +58,7 @@ def write_snippet(staged: Staged) -> str:
     return "\n".join([*lines, f"processor = {processor}.from_pretrained({name})", "", ask])
 
 
-def _write_reading(pixel_range: list[float] | None) -> str:
+def write_reading(pixel_range: list[float] | None) -> str:
     """How `image` is read; of a data set with more than 8 bits a pixel with its scale."""
     if pixel_range is None:
         return READ_IMAGE
