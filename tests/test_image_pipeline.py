@@ -94,7 +94,7 @@ MODES = {
     "P with transparency": (make_palette(transparency=1), [RED, WHITE]),
     "CMYK": (make_cmyk([0, 255, 255, 0], [0, 0, 0, 255]), [RED, BLACK]),
     "I;16": (Image.fromarray(np.array([[0, 32896]], np.uint16)), [BLACK, GREY]),
-    "I": (Image.fromarray(np.array([[65535, 32896]], np.int32)), [WHITE, GREY]),
+    "I": (Image.fromarray(np.array([[65535, 0]], np.int32)), [WHITE, BLACK]),
     "F": (Image.fromarray(np.array([[0.0, 1.0]], np.float32)), [BLACK, WHITE]),
 }
 

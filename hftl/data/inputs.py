@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hftl.data.pixels import choose_range, is_deep, measure_span, read_values, scale_values, to_rgb
+from hftl.data.pixels import is_deep, read_values, to_rgb
 from hftl.data.similarity import THUMBNAIL, describe_images
 from hftl.records import count_cores
 
@@ -155,6 +155,5 @@ def _make_thumbnail(image: Image.Image, box: tuple[float, ...] | None = None) ->
         box: what of it is the picture; a JPEG that was scaled on the way has a part of a pixel more at two edges.
     """
     if is_deep(image):  # converted by Pillow, all above 255 would be white
-        values = read_values(image)
-        image = Image.fromarray(scale_values(values, choose_range(*measure_span(values))))
+        image = to_rgb(image)
     return np.asarray(image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, box, 2.0))

@@ -27,6 +27,7 @@ DARKEST_UNIT = 1 / 8
 RARE = 1e-4  # share of an image's pixels at either end that does not count: hot and dead ones of a sensor
 MISSING = 1e30  # beyond it a number stands for "not measured", as -3.4e38 does in GeoTIFF
 MOST_APART = 4  # ranges of two modes of one data set, the larger one over the smaller one
+CUT_MODE = "16 bits a color"  # no mode of Pillow, which has none for it
 BATCH = 64  # images that a thread looks at in one go
 
 
@@ -40,22 +41,31 @@ def to_rgb(image: Image.Image, pixel_range: Range | None = None) -> Image.Image:
 
     Args:
         image: upright.
-        pixel_range: the numbers of deep images that become black and white; None: the network knows 8 bits alone.
-
-    Raises:
-        UserError: the numbers of a deep image do not fit the range, or there is none and they leave it open.
+        pixel_range: the numbers of deep images that become black and white; None: those of this image alone.
     """
     if is_deep(image):
         values = read_values(image)
-        chosen = guess_range(image.mode, measure_span(values)) if pixel_range is None else pixel_range
-        if pixel_range is not None:
-            _check_span(image.mode, measure_span(values), pixel_range)
-        return Image.fromarray(scale_values(values, chosen)).convert("RGB")
+        return Image.fromarray(scale_values(values, pixel_range or choose_range(*measure_span(values)))).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def to_known_rgb(image: Image.Image, pixel_range: Range | None) -> Image.Image:
+    """What `to_rgb` makes of an image for a network that was trained on this range; None: on 8 bits alone.
+
+    Raises:
+        UserError: the numbers of a deep image are of another kind than those of train, or leave open what they are.
+    """
+    if is_deep(image):
+        span = measure_span(read_values(image))
+        if pixel_range is None:
+            pixel_range = guess_range(image.mode, span)
+        else:
+            _check_span(image.mode, span, pixel_range)
+    return to_rgb(image, pixel_range)
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -98,19 +108,35 @@ def measure_range(rows: datasets.Dataset) -> Range | None:
         for found in pool.map(_measure_images, batches):
             for mode, span in found:
                 spans.setdefault(mode, []).append(span)
+    _check_colors(spans.pop(CUT_MODE, []))
     ranges = {mode: choose_range(*_join(found)) for mode, found in spans.items()}
     _check_modes(ranges)
     return choose_range(*_join(span for found in spans.values() for span in found)) if ranges else None
 
 
 def _measure_images(images: list[dict[str, Any]]) -> list[tuple[str, Range]]:
-    """Mode and span of the deep ones; of all others the header alone is read."""
+    """Mode and span of the deep ones; of all others, but for those of 16 bits a color, the header alone is read."""
     found = []
     for fields in images:
         with Image.open(io.BytesIO(fields["bytes"]) if fields["bytes"] is not None else fields["path"]) as image:
-            if is_deep(image):
-                found.append((image.mode[:4], measure_span(read_values(image))))  # I;16B and I;16L are I;16 as well
+            if is_deep(image):  # I;16B and I;16L are I;16 as well
+                found.append((image.mode[:4], measure_span(read_values(image))))
+            elif _is_cut(image):
+                found.append((CUT_MODE, measure_span(np.asarray(image.convert("RGB")))))
     return found
+
+
+def _is_cut(image: Image.Image) -> bool:
+    """Whether the file has 16 bits a color; Pillow reads the upper 8 of them."""
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def _check_colors(spans: list[Range]) -> None:
+    if spans and (brightest := _join(spans)[1]) < DARKEST_BYTES:
+        raise UserError(
+            "Images of train have 16 bits a color, of which 8 are read, and no pixel is brighter than "
+            f"{brightest:.0f} of 255: fewer bits are stored in 16. Scale them to 8 bits a color."
+        )
 
 
 def _join(spans: Iterable[Range]) -> Range:

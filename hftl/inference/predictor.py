@@ -18,7 +18,7 @@ from peft import PeftModel
 from PIL import Image
 
 from hftl.data.language import read_chat
-from hftl.data.pixels import Range, kept_range, to_rgb, turn_upright
+from hftl.data.pixels import Range, kept_range, to_known_rgb, turn_upright
 from hftl.errors import UserError
 from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
 from hftl.merge import TOLERANCE, fold_adapter
@@ -281,7 +281,7 @@ def check_window(
 ) -> tuple[dict[str, list], list[str | None]]:
     """Texts as texts, images decoded to RGB, chats in the usual words; and what is wrong with each row."""
     readers: dict[str, Callable[[Any], Any]] = {
-        "image": lambda value: to_rgb(_read_image(value, folder), pixel_range),
+        "image": lambda value: to_known_rgb(_read_image(value, folder), pixel_range),
         "words": _read_words,
         "messages": lambda value: read_chat(value, "The row"),
     }

@@ -107,7 +107,7 @@ class ObjectDetection(Task):
                 "row_id": rows["row_id"],
                 "corners": [part.ravel().tolist() for part in shares],
                 "classes": rows["classes"],
-                **resize_images(rows["image"], processor),
+                **resize_images(rows["image"], processor, rows["row_id"]),
             }
 
         key = {

@@ -18,7 +18,8 @@ from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
 from hftl.data.labels import IGNORED, LabelInfo
-from hftl.data.masks import IGNORED_PIXEL, check_masks, choose_image, name_classes, read_masks, to_classes
+from hftl.data.mask_numbers import IGNORED_PIXEL, to_classes
+from hftl.data.masks import check_masks, choose_image, coding_of, name_classes, read_masks
 from hftl.errors import UserError
 from hftl.metrics.segmentation import (
     PIXEL_COUNTS,
@@ -77,7 +78,7 @@ class SemanticSegmentation(Task):
 
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
         rows = read_masks(datasets.DatasetDict(train=rows), args)["train"]
-        return check_masks(rows, "the new data", info.num_labels, args)[0]
+        return check_masks(rows, "the new data", coding_of(args), args, info.num_labels)[0]
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
         with explained_loading(source):
@@ -108,10 +109,12 @@ class SemanticSegmentation(Task):
         return resize_images(rows["image"], processor) | sizes
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
+        coding = coding_of(args)
+
         def resize(rows: dict[str, list]) -> dict[str, list]:
-            pixels = resize_images(rows["image"], processor)
+            pixels = resize_images(rows["image"], processor, rows["row_id"])
             side = (pixels["width"][0], pixels["height"][0])
-            masks = [_resize(to_classes(mask, is_reduced=args.reduce_labels), side) for mask in rows["mask"]]
+            masks = [_resize(to_classes(mask, coding), side) for mask in rows["mask"]]
             return {"row_id": rows["row_id"], "classes": [mask.tobytes() for mask in masks], **pixels}
 
         key = {
@@ -119,6 +122,7 @@ class SemanticSegmentation(Task):
             "processor": processor.to_json_string(),
             "backend": type(processor).__name__,
             "reduce_labels": args.reduce_labels,
+            "values": coding.values,
             "transformers": transformers.__version__,
         }
         return map_cached(dataset, resize, key, batch_size=64, description="Resizing images and masks")

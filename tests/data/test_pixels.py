@@ -1,6 +1,8 @@
 """Are images of more than 8 bits read with the range of their data set, and all images upright?"""
 
 import json
+import struct
+import zlib
 
 import datasets
 import numpy as np
@@ -12,7 +14,7 @@ import hftl
 from hftl.audit import audit_data
 from hftl.config import parse_args
 from hftl.data.inputs import look_at
-from hftl.data.pixels import choose_range, keep_range, kept_range, measure_range, to_rgb, turn_upright
+from hftl.data.pixels import choose_range, keep_range, kept_range, measure_range, to_known_rgb, turn_upright
 from hftl.errors import UserError
 from hftl.inference.evaluation import evaluate
 from hftl.run import run
@@ -28,7 +30,7 @@ def open_images(arrays) -> datasets.Dataset:
 
 
 def levels_of(image: Image.Image, pixel_range=None) -> np.ndarray:
-    return np.asarray(to_rgb(image, pixel_range))[..., 0]
+    return np.asarray(to_known_rgb(image, pixel_range))[..., 0]
 
 
 # What is stored -> the range that its data set has. The numbers are those that users have asked about.
@@ -106,6 +108,26 @@ def test_two_depths_in_one_data_set_are_refused():
     assert measure_range(open_images(deep[1:])) == (0, 65535)
 
 
+def write_deep_png(path, values: np.ndarray) -> str:
+    """A PNG of 16 bits a color, which Pillow cannot write."""
+    height, width, _ = values.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return str(path)
+
+
+def test_fewer_than_16_bits_a_color_in_16_are_refused(tmp_path):
+    values = DRAWN[:3].transpose(1, 2, 0)
+    features = datasets.Features({"image": datasets.Image()})
+    whole, part = (write_deep_png(tmp_path / f"{top}.png", values * top) for top in (65535, 4095))
+    assert measure_range(datasets.Dataset.from_dict({"image": [whole, part]}, features=features)) is None
+    with pytest.raises(UserError, match="no pixel is brighter than 15 of 255: fewer bits are stored in 16"):
+        measure_range(datasets.Dataset.from_dict({"image": [part]}, features=features))
+
+
 @pytest.mark.parametrize(
     ("array", "pixel_range", "message"),
     [
@@ -117,7 +139,7 @@ def test_two_depths_in_one_data_set_are_refused():
 )
 def test_an_image_of_another_depth_than_train_is_refused(array, pixel_range, message):
     with pytest.raises(UserError, match=message):
-        to_rgb(Image.fromarray(array), pixel_range)
+        to_known_rgb(Image.fromarray(array), pixel_range)
 
 
 def test_dark_and_bright_images_of_the_same_depth_are_read():
@@ -188,6 +210,18 @@ def test_train_evaluate_predict_and_python_read_one_range(dtype, top, ending, ex
     assert model.predict([Image.open(path) for path in paths]) == by_path
     assert model.predict([np.asarray(Image.open(path)) for path in paths]) == by_path
     assert evaluate(model, str(data)).scores["accuracy"].value == 1
+
+
+def test_an_image_that_does_not_fit_train_is_named_by_its_row(tmp_path):
+    record = train(write_classes(tmp_path / "data", np.uint8, 255, ".png"), tmp_path)
+    model = hftl.load(record.folder)
+    strange = write_classes(tmp_path / "strange", np.uint16, 4095, ".png", count=1)
+    with pytest.raises(UserError, match="row_id 0 is an image of mode I;16 .* trained on images of 8 bits"):
+        evaluate(model, str(strange))
+    path = str(strange / "bright" / "0.png")
+    with pytest.raises(UserError, match="Row 0 cannot be answered: an image of mode I;16"):
+        model.predict([path])
+    assert model.predict([path], on_bad_rows="skip")[0]["label"] is None
 
 
 def test_images_of_8_bits_leave_no_range(tmp_path):
