@@ -390,6 +390,7 @@ def _read_features(args: Arguments, task: Task, examples: Examples) -> Source:
     keep_freed_memory()
     args.set_defaults({"per_device_eval_batch_size": 64})
     processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
+    processor = task.fit_processor(processor, examples.splits["train"], args.data)
     rows = prepare_examples(examples, task, processor, args.data)
     config = load_config(args.model, task, processor, examples.labels)
     network = load_pretrained(args.model, task, config).network.to(args.training.device)

@@ -96,7 +96,9 @@ class DataArguments:
         'a JSON object such as {"spam": 5, "ham": 1}. Scaled to a mean of 1 over the labels of train.',
     )
     class_names: list[str] | None = _option(
-        None, "semantic-segmentation: the classes by number, from 0; default: the numbers in the masks of train."
+        None,
+        "semantic-segmentation: the classes by number, from 0, or NAME=NUMBER (such as background=0 object=255) or "
+        "NAME=#rrggbb; default: the numbers in the masks of train.",
     )
     reduce_labels: bool = _option(
         False, "semantic-segmentation: 0 in a mask is no class (it becomes 255, which is ignored), and 1 the first."

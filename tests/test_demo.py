@@ -81,6 +81,14 @@ def test_a_model_that_writes_and_one_that_looks(language, image):
     build_page([language])
 
 
+def test_the_page_leaves_the_numbers_and_the_transparency_of_an_image_alone(image):
+    """`RGB`, which is what gradio takes by default, would cut 16 bits off at 255 and lay transparency on black."""
+    from hftl.inference.demo import build_page
+
+    (found,) = [block for block in build_page([image]).blocks.values() if type(block).__name__ == "Image"]
+    assert found.image_mode is None
+
+
 def test_two_models_that_read_different_things_are_refused(language, image):
     from hftl.inference.demo import Demo
 

@@ -128,6 +128,7 @@ def _number_rows(
         near=_group_near(every, exact) if is_searched else None,
         label=labels,
         group=_number_column(splits, names, "group"),
+        is_constant=np.array([look.is_constant for look in every], bool),
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
+from hftl.data.pixels import Range, kept_range, to_known_rgb, turn_upright
 from hftl.data.stream import infer_features
 from hftl.errors import UserError
 from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
@@ -57,6 +58,7 @@ class Predictor:
         self.batch_size = batch_size or BATCH_SIZES[kind][self.task.modality]
         self._collate = self.task.build_collator(self.processor, self.source.data, "none")
         self._may_merge = isinstance(self.network, PeftModel)
+        self.pixel_range = kept_range(self.processor) if self.task.modality == "image" else None
 
     @property
     def window_size(self) -> int:
@@ -75,7 +77,7 @@ class Predictor:
         """Answer rows, in their order: what `hftl predict` writes.
 
         Args:
-            rows: texts, pairs of texts, images (PIL or paths), chats, or dictionaries of columns.
+            rows: texts, pairs of texts, images (PIL, arrays or paths), chats, or dictionaries of columns.
             top_k: classes named for each row: `label`, `probability`, then `label_2`, `probability_2`, ...
             threshold: probability from which on a row has a label, where it may have several.
             max_new_tokens: of what a language model writes.
@@ -144,7 +146,7 @@ class Predictor:
         if self.task.modality == "language":  # whose rows the task reads itself: a prompt may be in several columns
             faults: list[str | None] = [None] * len(next(iter(columns.values())))
         else:
-            columns, faults = check_window(columns, folder)
+            columns, faults = check_window(columns, folder, self.pixel_range)
         good = [index for index, fault in enumerate(faults) if not fault]
         if good:
             rows = {name: [values[index] for index in good] for name, values in columns.items()}
@@ -287,10 +289,12 @@ def change_data(source: ModelSource, changes: dict[str, Any]) -> ModelSource:
     return replace(source, data=replace(source.data, **given))
 
 
-def check_window(columns: dict[str, list], folder: Path) -> tuple[dict[str, list], list[str | None]]:
-    """Texts as texts, images decoded; and what is wrong with each row."""
+def check_window(
+    columns: dict[str, list], folder: Path, pixel_range: Range | None = None
+) -> tuple[dict[str, list], list[str | None]]:
+    """Texts as texts, images decoded to RGB; and what is wrong with each row."""
     readers: dict[str, Callable[[Any], Any]] = {
-        "image": lambda value: _read_image(value, folder),
+        "image": lambda value: to_known_rgb(_read_image(value, folder), pixel_range),
         "words": _read_words,
     }
     read = {name: list(_read_all(values, readers.get(name, _read_text), name)) for name, values in columns.items()}
@@ -332,7 +336,9 @@ def _read_words(value: Any) -> list[str]:
 def _read_image(value: Any, folder: Path) -> Image.Image:
     """Upright and decoded, as `datasets` does it for training."""
     if isinstance(value, Image.Image):
-        return value
+        return turn_upright(value)
+    if isinstance(value, (np.ndarray, list)):
+        value = datasets.Image().encode_example(np.asarray(value))
     if value is None or value == "":
         raise UserError("no image")
     fields = value if isinstance(value, dict) else {"bytes": None, "path": str(folder / Path(value).expanduser())}
