@@ -28,6 +28,7 @@ from hftl.models.head import head_modules
 from hftl.models.load import LoadedModel, find_commit, load_config, read_config
 from hftl.models.modes import Mode, count_parameters, find_mode
 from hftl.models.quantization import is_quantized
+from hftl.models.weights import digest_weights
 from hftl.precision import choose_autocast, describe_precision
 from hftl.pretraining import check_pretraining, continue_pretraining
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
@@ -260,6 +261,7 @@ def start_record(
         model={
             "name": args.model.model_name_or_path,
             "revision": find_commit(args.model),
+            "weights": digest_weights(args.model.model_name_or_path) if adapter_of(args.model) else None,
             "num_parameters": total,
             "num_trainable_parameters": trainable,
             "head": head,

@@ -52,8 +52,9 @@ RUNS = (
     "run_folder",
     "auto_batch",
     "resuming.identity",
-    "merge",
     "inference.source",
+    "inference.run_rows",
+    "merge",
     "inference.predictor",
     "inference.predict",
     "inference.evaluation",
@@ -86,6 +87,7 @@ STUDIES = {
     "data.subsets",
     "data.load",
 }
+STUDIES |= {"models.weights"}  # what decides the result of a cell, in a folder that may be trained again
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
 STUDIES |= {"pretraining"}  # what its texts are and what it takes, which a plan must foresee
 STUDIES |= {"allocator", "processor"}  # a worker runs many cells
