@@ -53,6 +53,7 @@ from hftl.settings import (
     check_arguments,
     check_label_settings,
     check_model,
+    check_training,
     choose_head_rate,
     leave_room,
     set_defaults,
@@ -114,6 +115,7 @@ def run(
             loaded.network.to(args.training.device)
         heads = head_modules(loaded.network, loaded.new_parameters, has_new_head=task.has_new_head)
         set_defaults(args, mode, loaded.network, task, len(rows["train"]))
+        check_training(args, loaded.network, task, len(rows["train"]))
         augmentation = mode.augmentation if args.data.augmentation == "auto" else args.data.augmentation
         collator = task.build_collator(processor, args.data, augmentation)
         checkpoint, identity = find_checkpoint(args.training), describe_identity(args, examples, loaded)

@@ -13,11 +13,12 @@ PACKAGE = ROOT / "hftl"
 
 # What a part may import besides itself, from the bottom up.
 # `tasks.base` is the protocol, `tasks.processors` what tasks load, `tasks` the files that follow the protocol.
-BASE = {"errors", "records", "config", "assets"}
+BASE = {"errors", "records", "config", "training_flags", "assets"}
 SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base", "tasks.processors"}
 MAY_IMPORT = {
     "errors": set(),
     "processor": set(),
+    "training_flags": {"errors"},
     "records": {"errors", "processor"},
     "scenes": set(),
     "assets": {"errors", "scenes"},
@@ -30,6 +31,7 @@ MAY_IMPORT = {
     "config": {
         "errors",
         "records",
+        "training_flags",
         "yaml_file",
     },  # the resolved configuration is a file of the run folder, replaced whole as well
     **dict.fromkeys(SERVICES, BASE),
@@ -60,6 +62,7 @@ RUNS = (
     "inference.evaluation",
     "inference.demo",
     "inference.export",
+    "training_tools",
     "settings",
     "pretraining",
     "hub",
