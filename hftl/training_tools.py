@@ -26,6 +26,9 @@ TRACKER_PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte":
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 WITHOUT_SETTINGS = ("constant", "constant_with_warmup")
 LOW_RANK = ("galore", "apollo")
+# Of torch.utils.checkpoint, and what transformers adds to it.
+CHECKPOINTING_SETTINGS = ("use_reentrant", "preserve_rng_state", "determinism_check", "early_stop", "debug")
+CHECKPOINTING_SETTINGS += ("every_n_layers", "offload")
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 
@@ -71,8 +74,11 @@ def _check_companions(training: transformers.TrainingArguments, given: Mapping[s
     """Settings of something that is not switched on."""
     for name in CHECKPOINTING:
         is_on = any(getattr(training, other, False) for other in CHECKPOINTING)
-        if given.get(f"{name}_kwargs") and not is_on:
+        settings = given.get(f"{name}_kwargs") or {}
+        if settings and not is_on:
             raise UserError(f"--{name}_kwargs is read with --{name} true only. Add it, or leave both out.")
+        for key in settings.keys() - set(CHECKPOINTING_SETTINGS):
+            raise unknown_name(f"setting in --{name}_kwargs:", key, CHECKPOINTING_SETTINGS)
     if given.get("fsdp_config") and not training.fsdp:
         raise UserError("--fsdp_config is read with --fsdp only. Add it, or leave both out.")
     if training.fsdp and training.world_size == 1:
