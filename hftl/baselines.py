@@ -42,6 +42,7 @@ from hftl.run_folder import check_run_folder, explained_resources, open_run_fold
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
 from hftl.tasks.labelled import label_columns
+from hftl.training_flags import check_values
 
 # Inverse L2 strengths tried. TF-IDF rows have length 1, so the useful ones are larger than for standardised features.
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -170,6 +171,7 @@ def run_baseline(args: Arguments, *, started: float | None = None) -> RunRecord:
 
 
 def _check_arguments(args: Arguments, baseline: Baseline, task: Task) -> None:
+    check_values(args.given)
     check_pretraining(args)
     if "output_dir" in args.given:
         check_run_folder(args.training)

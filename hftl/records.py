@@ -44,7 +44,8 @@ class RunRecord:
         task: Key of `TASKS`.
         mode: full, peft, scratch or probe.
         adapter: PEFT method, or None for the other modes.
-        model: name, revision, num_parameters, num_trainable_parameters.
+        model: name, revision, num_parameters, num_trainable_parameters; of an adapter over a local folder `weights`,
+            the digest of what it was trained over (see `hftl.models.weights`).
         data: source, fingerprint, num_{train,validation,test}_examples, label_names, audit.
         config: Every setting, flat; `config_hash` identifies it.
         metrics: Split (validation, test) -> metric name -> number or table.

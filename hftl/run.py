@@ -28,6 +28,7 @@ from hftl.models.head import head_modules
 from hftl.models.load import LoadedModel, find_commit, load_config, read_config
 from hftl.models.modes import Mode, count_parameters, find_mode
 from hftl.models.quantization import is_quantized
+from hftl.models.weights import digest_weights
 from hftl.precision import choose_autocast, describe_precision
 from hftl.pretraining import check_pretraining, continue_pretraining
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
@@ -52,6 +53,7 @@ from hftl.settings import (
     check_arguments,
     check_label_settings,
     check_model,
+    check_training,
     choose_head_rate,
     leave_room,
     set_defaults,
@@ -113,6 +115,7 @@ def run(
             loaded.network.to(args.training.device)
         heads = head_modules(loaded.network, loaded.new_parameters, has_new_head=task.has_new_head)
         set_defaults(args, mode, loaded.network, task, len(rows["train"]))
+        check_training(args, loaded.network, task, len(rows["train"]))
         augmentation = mode.augmentation if args.data.augmentation == "auto" else args.data.augmentation
         collator = task.build_collator(processor, args.data, augmentation)
         checkpoint, identity = find_checkpoint(args.training), describe_identity(args, examples, loaded)
@@ -260,6 +263,7 @@ def start_record(
         model={
             "name": args.model.model_name_or_path,
             "revision": find_commit(args.model),
+            "weights": digest_weights(args.model.model_name_or_path) if adapter_of(args.model) else None,
             "num_parameters": total,
             "num_trainable_parameters": trainable,
             "head": head,

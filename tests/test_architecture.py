@@ -13,11 +13,12 @@ PACKAGE = ROOT / "hftl"
 
 # What a part may import besides itself, from the bottom up.
 # `tasks.base` is the protocol, `tasks.processors` what tasks load, `tasks` the files that follow the protocol.
-BASE = {"errors", "records", "config", "assets"}
+BASE = {"errors", "records", "config", "training_flags", "assets"}
 SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base", "tasks.processors"}
 MAY_IMPORT = {
     "errors": set(),
     "processor": set(),
+    "training_flags": {"errors"},
     "records": {"errors", "processor"},
     "scenes": set(),
     "assets": {"errors", "scenes"},
@@ -30,6 +31,7 @@ MAY_IMPORT = {
     "config": {
         "errors",
         "records",
+        "training_flags",
         "yaml_file",
     },  # the resolved configuration is a file of the run folder, replaced whole as well
     **dict.fromkeys(SERVICES, BASE),
@@ -52,13 +54,15 @@ RUNS = (
     "run_folder",
     "auto_batch",
     "resuming.identity",
-    "merge",
     "inference.source",
+    "inference.run_rows",
+    "merge",
     "inference.predictor",
     "inference.predict",
     "inference.evaluation",
     "inference.demo",
     "inference.export",
+    "training_tools",
     "settings",
     "pretraining",
     "hub",
@@ -86,6 +90,7 @@ STUDIES = {
     "data.subsets",
     "data.load",
 }
+STUDIES |= {"models.weights"}  # what decides the result of a cell, in a folder that may be trained again
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
 STUDIES |= {"pretraining"}  # what its texts are and what it takes, which a plan must foresee
 STUDIES |= {"allocator", "processor"}  # a worker runs many cells

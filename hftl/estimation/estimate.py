@@ -24,6 +24,7 @@ from hftl.precision import choose_autocast
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
 from hftl.tasks.image_classification import processed_size
+from hftl.training_flags import check_values
 
 # Tokens of a text where --max_length says nothing.
 LENGTHS = {"text": 128, "language": 1024}
@@ -91,6 +92,7 @@ def estimate(args: Arguments, gpu: str | None) -> Estimate:
     Raises:
         UserError: no such card, or no configuration that can be read.
     """
+    check_values(args.given)
     task = build_task(args.data.task)
     if not args.model.model_name_or_path:
         raise UserError("Give --model_name_or_path: a Hub id, a folder, or bundled:minilm-l6.")

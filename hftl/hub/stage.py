@@ -19,6 +19,7 @@ from hftl.errors import UserError
 from hftl.hub.files import ADAPTER_CONFIG, CARD, compute_sha256, list_files
 from hftl.merge import merge_run
 from hftl.models.modes import MODES
+from hftl.models.weights import check_weights
 from hftl.records import CANARY_FILE, RunRecord
 
 QUANTIZATION = (
@@ -132,7 +133,7 @@ def stage(
         include_base: send the base as well, into a repository of its own.
 
     Raises:
-        UserError: a flag does not fit the run, or the adapter cannot be merged.
+        UserError: a flag does not fit the run, the adapter cannot be merged, or its base was trained again.
     """
     repo_id, subfolder = target
     is_adapter = (run / ADAPTER_CONFIG).is_file()
@@ -147,6 +148,8 @@ def stage(
             "adapter names it with its commit."
         )
     folder = work / "model"
+    if is_adapter and Path(record.model["name"]).is_dir():  # the gate says what it thinks of other bases
+        check_weights(str(run), record.model["name"], record.model.get("weights"))
     if merge:
         merge_run(run, folder)
         (folder / "merge.json").unlink()

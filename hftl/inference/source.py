@@ -24,6 +24,7 @@ from hftl.config import DataArguments, ModelArguments, parse_args
 from hftl.data.labels import LabelInfo
 from hftl.errors import UserError
 from hftl.models.load import load_config, load_pretrained, name_base
+from hftl.models.weights import check_weights
 from hftl.records import RECORD_FILE, RunRecord
 from hftl.tasks import TASKS, build_task
 from hftl.tasks.base import Task
@@ -96,7 +97,7 @@ def find_source(name: str, revision: str = "main") -> ModelSource:
         adapter = json.loads(Path(file).read_text(encoding="utf-8"))
         base = adapter.get("base_model_name_or_path")
         if settings:
-            model = name_base(settings.model, base)
+            model = name_base(settings.model, base, adapter.get("revision"))
         else:
             pinned = adapter.get("revision") or "main"  # the commit of the base that the adapter was tuned on
             model = ModelArguments(model_name_or_path=base, model_revision=pinned, mode="peft")
@@ -111,9 +112,11 @@ def load_network(source: ModelSource) -> LoadedSource:
     """Load weights and processor; an adapter is put over its base, and not merged.
 
     Raises:
-        UserError: they cannot be loaded, or the checkpoint lacks weights, such as those of the head.
+        UserError: they cannot be loaded, the checkpoint lacks weights, such as those of the head, or an adapter was
+            trained over another base.
     """
     task, model = source.task, source.model
+    check_base(source)
     processor = _load_processor(source)
     if torch.cuda.is_available() and not task.has_new_head and source.record is None:
         model = replace(model, dtype="bfloat16")  # as such checkpoints are published; float32 would be twice as much
@@ -128,6 +131,16 @@ def load_network(source: ModelSource) -> LoadedSource:
             f"{task.name} yet. Train it with `hftl train` and name the run folder."
         )
     return LoadedSource(source, network.eval(), processor)
+
+
+def check_base(source: ModelSource) -> None:
+    """Refuse an adapter whose base is not the one that it was trained over.
+
+    Raises:
+        UserError: the weights in its local folder are others now.
+    """
+    if source.adapter is not None and source.record is not None:
+        check_weights(source.name, source.model.model_name_or_path, source.record.model.get("weights"))
 
 
 @contextlib.contextmanager

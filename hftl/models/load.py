@@ -80,7 +80,7 @@ def _refuse_an_adapter(args: Any, source: str) -> None:
     raise UserError(f"{name} is an adapter ({adapter.get('peft_type')}){over}, not a network. {' '.join(advice)}")
 
 
-def name_base(args: Any, base: str | None) -> Any:
+def name_base(args: Any, base: str | None, commit: str | None = None) -> Any:
     """The `ModelArguments` of a run, naming the network that its adapter sits on.
 
     That is another one than `model_name_or_path` where the run pretrained that first (`pretrain_file`).
@@ -88,12 +88,13 @@ def name_base(args: Any, base: str | None) -> Any:
     Args:
         args: of the run, as its `config.yaml` says.
         base: `base_model_name_or_path` of the adapter.
+        commit: of the Hub that the run has read; a branch may have moved on since.
 
     Raises:
         UserError: the pretrained network was kept in the cache and is gone.
     """
     if args.pretrain_file is None:
-        return args
+        return dataclasses.replace(args, model_revision=commit or args.model_revision)
     if not base or not Path(base).is_dir():
         raise UserError(
             f"The adapter sits on {args.model_name_or_path} after pretraining on {args.pretrain_file}, which was kept "
