@@ -71,6 +71,7 @@ for position, name in enumerate(RUNS):
 MAY_IMPORT["inference.predict"] |= {"inference.outputs"}
 MAY_IMPORT["inference.export"] |= {"compare.stats"}
 MAY_IMPORT["inference.evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files
+MAY_IMPORT["hub"] |= {"report"}  # a report is written anew for others, and cards are escaped as reports are
 MAY_IMPORT["resuming.identity"] |= {"yaml_file"}  # the configuration of the run that it goes on with
 # A comparison plans runs and reads their records; how a run works it does not know.
 STUDIES = {
