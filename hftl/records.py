@@ -31,9 +31,7 @@ PREDICTIONS_FILE = "predictions.parquet"
 CANARY_FILE = "canary.parquet"  # a few rows and their answers, for whoever loads the model later
 STATUSES = ("completed", "diverged", "failed", "interrupted")
 # Tokens of users, applications (OAuth) and jobs (JWT) and of organizations; the name and password of an address.
-TOKEN = re.compile(
-    r"(hf_)[A-Za-z0-9]{20,}|((?:hf_(?:oauth|jwt)|api_org)_)(?=[\w.-]{16})[A-Za-z0-9]+(?:[-_.]+[A-Za-z0-9]+)*"
-)
+TOKEN = re.compile(r"(hf_)[A-Za-z0-9]{20,}|((?:hf_(?:oauth|jwt)|api_org)_)(?=[\w.-]{16})[\w-]+(?:\.[\w-]+)*")
 PASSWORD = re.compile(r"(?<=://)[^\s/@:\"'<>]+:[^\s/@\"'<>]+(?=@)")
 PACKAGES = (
     *("hftl", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub", "tokenizers"),

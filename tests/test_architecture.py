@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "allocator": set(),
     "collector": set(),
     "inference.outputs": {"errors"},
+    "inference.doorkeeper": set(),
     "yaml_file": {"errors"},
     "inference": set(),
     "resuming": set(),
@@ -68,6 +69,7 @@ RUNS = (
 )  # each only those before it
 for position, name in enumerate(RUNS):
     MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "processor", "tasks", "models", *RUNS[:position]}
+MAY_IMPORT["inference.demo"] |= {"inference.doorkeeper"}
 MAY_IMPORT["inference.predict"] |= {"inference.outputs"}
 MAY_IMPORT["inference.export"] |= {"compare.stats"}
 MAY_IMPORT["inference.evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files

@@ -20,6 +20,7 @@ def predict(argv: list[str]) -> None:
         "input", help="csv, tsv, json(l), parquet, txt (a row a line), images, data set[:SPLIT], or - for lines"
     )
     parser.add_argument("--output_file", help=".jsonl, .csv or .parquet; default: a table, or JSON lines in a pipe")
+    parser.add_argument("--keep_formulas", action="store_true", help="csv: no ' before texts that start with = + - @")
     parser.add_argument("--top_k", type=int, default=1, help="classes named for each row")
     parser.add_argument("--threshold", type=float, default=0.5, help="probability of a label, where several may hold")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="of what a language model writes")
@@ -39,6 +40,7 @@ def predict(argv: list[str]) -> None:
         _batch_size(options.batch_size),
         options.model_revision,
         {name: getattr(options, name) for name in MODEL_DATA_FLAGS},
+        options.keep_formulas,
     )
     try:
         print(predict_rows(request, lines=sys.stdin, stream=sys.stdout), file=sys.stderr)
