@@ -21,8 +21,9 @@ from hftl.head_start import build_batches
 from hftl.inference.run_rows import load_run_rows
 from hftl.inference.source import check_base, find_source
 from hftl.models.adapters import find_adapter
-from hftl.models.load import load_config, load_pretrained
+from hftl.models.load import check_adapter_weights, load_config, load_pretrained
 from hftl.records import RunRecord, write_atomically
+from hftl.tasks.processors import explained_loading
 
 NUM_ROWS = 256  # of the validation part, at most
 NUM_LOGITS = 2**26  # and fewer where each token has one for every word there is: 256 MB
@@ -129,6 +130,7 @@ def _check_run(folder: Path) -> None:
     record = RunRecord.read(folder)
     if record.mode != "peft" or not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds a whole network (mode {record.mode}): there is nothing to merge.")
+    check_adapter_weights(str(folder.absolute()))
     adapter = find_adapter(record.adapter or "")
     if not adapter.is_mergeable:
         raise UserError(
@@ -141,7 +143,8 @@ def _load_adapted(folder: Path, args: Arguments, task: Any, config: Any) -> nn.M
     from peft import PeftModel
 
     base = load_pretrained(args.model, task, config).network
-    return PeftModel.from_pretrained(base, folder).to(args.training.device)
+    with explained_loading(str(folder.absolute())):
+        return PeftModel.from_pretrained(base, folder).to(args.training.device)
 
 
 def fold_adapter(adapted: nn.Module) -> nn.Module:

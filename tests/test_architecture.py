@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "allocator": set(),
     "collector": set(),
     "inference.outputs": {"errors"},
+    "inference.doorkeeper": set(),
     "yaml_file": {"errors"},
     "inference": set(),
     "resuming": set(),
@@ -72,9 +73,11 @@ RUNS = (
 )  # each only those before it
 for position, name in enumerate(RUNS):
     MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "processor", "tasks", "models", *RUNS[:position]}
+MAY_IMPORT["inference.demo"] |= {"inference.doorkeeper"}
 MAY_IMPORT["inference.predict"] |= {"inference.outputs"}
 MAY_IMPORT["inference.export"] |= {"compare.stats"}
 MAY_IMPORT["inference.evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files
+MAY_IMPORT["hub"] |= {"report"}  # a report is written anew for others, and cards are escaped as reports are
 MAY_IMPORT["resuming.identity"] |= {"yaml_file"}  # the configuration of the run that it goes on with
 # A comparison plans runs and reads their records; how a run works it does not know.
 STUDIES = {

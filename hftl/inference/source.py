@@ -23,7 +23,7 @@ from hftl.assets import resolve_model
 from hftl.config import DataArguments, ModelArguments, parse_args
 from hftl.data.labels import LabelInfo
 from hftl.errors import UserError
-from hftl.models.load import load_config, load_pretrained, name_base
+from hftl.models.load import check_adapter_weights, load_config, load_pretrained, name_base
 from hftl.models.weights import check_weights
 from hftl.records import RECORD_FILE, RunRecord
 from hftl.tasks import TASKS, build_task
@@ -116,6 +116,8 @@ def load_network(source: ModelSource) -> LoadedSource:
             trained over another base.
     """
     task, model = source.task, source.model
+    if source.adapter is not None:
+        check_adapter_weights(source.adapter, source.adapter_revision)
     check_base(source)
     processor = _load_processor(source)
     if torch.cuda.is_available() and not task.has_new_head and source.record is None:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hftl.assets import is_bundled, resolve_model
@@ -26,6 +27,8 @@ from hftl.models.quantization import build_quantization, keep_layout
 from hftl.tasks.processors import explained_loading
 
 logger = logging.getLogger(__name__)
+
+SAFE_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,25 @@ def _refuse_an_adapter(args: Any, source: str) -> None:
         advice.append(f"To go on with its own run, give --output_dir {name} --resume_from_checkpoint true.")
     over = f" over {base}" if base else ""
     raise UserError(f"{name} is an adapter ({adapter.get('peft_type')}){over}, not a network. {' '.join(advice)}")
+
+
+def check_adapter_weights(path: str, revision: str = "main") -> None:
+    """Look that an adapter's weights are safetensors; peft would load a pickle, `adapter_model.bin`, in their place.
+
+    Args:
+        path: folder or Hub id of an adapter.
+        revision: of a Hub id.
+
+    Raises:
+        UserError: they are not.
+    """
+    with explained_loading(path):
+        found = cached_file(path, SAFE_WEIGHTS, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if found is None:
+        raise UserError(
+            f"The adapter {path} has no {SAFE_WEIGHTS}. Weights in pickle files (adapter_model.bin) can run code when "
+            "they are loaded, so hftl does not: convert them once, with `save_pretrained` of the loaded adapter."
+        )
 
 
 def name_base(args: Any, base: str | None, commit: str | None = None) -> Any:
