@@ -19,6 +19,7 @@ from hftl.errors import UserError
 from hftl.examples import load_examples, prepare_examples
 from hftl.head_start import build_batches
 from hftl.models.adapters import find_adapter
+from hftl.models.length import load_processor
 from hftl.models.load import load_config, load_pretrained, name_base
 from hftl.records import RunRecord, write_atomically
 from hftl.tasks import build_task
@@ -82,7 +83,7 @@ def merge_run(folder: Path, out: Path, *, tolerance: float = TOLERANCE) -> Merge
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     args = replace(args, model=name_base(args.model, base))
     task = build_task(args.data.task)
-    processor = task.load_processor(str(folder), "main", args.data)
+    processor = load_processor(args.model, task, args.data, place=str(folder))
     examples = load_examples(args.data, task, args.training.seed)
     rows = prepare_examples(examples, task, processor, args.data)["validation"]
     batches = _build_batches(rows, task.build_collator(processor, args.data, "none"), args)
