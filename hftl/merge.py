@@ -21,6 +21,7 @@ from hftl.head_start import build_batches
 from hftl.inference.run_rows import load_run_rows
 from hftl.inference.source import check_base, find_source
 from hftl.models.adapters import find_adapter
+from hftl.models.length import load_processor
 from hftl.models.load import check_adapter_weights, load_config, load_pretrained
 from hftl.records import RunRecord, write_atomically
 from hftl.tasks.processors import explained_loading
@@ -86,7 +87,7 @@ def merge_run(folder: Path, out: Path, *, tolerance: float = TOLERANCE) -> Merge
     check_base(source)
     args = replace(parse_args([str(folder / "config.yaml")]), model=source.model)
     task, labels = source.task, source.labels
-    processor = task.load_processor(str(folder), "main", args.data)
+    processor = load_processor(args.model, task, args.data, place=str(folder))
     examples = load_run_rows(source, ADVICE)
     rows = prepare_examples(examples, task, processor, args.data)["validation"]
     batches = _build_batches(rows, task.build_collator(processor, args.data, "none"), args)

@@ -21,11 +21,12 @@ from hftl.head_start import initialize_head
 from hftl.hub.canary import write_canary
 from hftl.hub.files import record_files
 from hftl.hub.push import publish_run, take_publication
+from hftl.models import length
 from hftl.models.adapters import adapter_of
 from hftl.models.dropout import draw_faster
 from hftl.models.embeddings import check_tokens, warn_of_still_rows
 from hftl.models.head import head_modules
-from hftl.models.load import LoadedModel, find_commit, load_config, read_config
+from hftl.models.load import LoadedModel, correct_momentum, find_commit, load_config
 from hftl.models.modes import Mode, count_parameters, find_mode
 from hftl.models.quantization import is_quantized
 from hftl.models.weights import digest_weights
@@ -55,7 +56,6 @@ from hftl.settings import (
     check_model,
     check_training,
     choose_head_rate,
-    leave_room,
     set_defaults,
 )
 from hftl.tasks import build_task
@@ -186,12 +186,8 @@ def name_origin(args: Arguments, pretrained: dict[str, Any]) -> dict[str, str]:
 
 def load_processor(args: Arguments, task: Task, examples: Examples) -> Any:
     """The checkpoint's tokenizer or image processor, or a tokenizer made from the train rows."""
-    processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
-    processor = task.fit_processor(processor, examples.splits["train"], args.data)
-    adapter = adapter_of(args.model)
-    if adapter is not None and adapter.is_prompt:
-        leave_room(processor, read_config(args.model, task), args)
-    return processor
+    processor = length.load_processor(args.model, task, args.data)
+    return task.fit_processor(processor, examples.splits["train"], args.data)
 
 
 def sample_inputs(args: Arguments, rows: datasets.Dataset, collator: Callable) -> dict[str, torch.Tensor]:
@@ -203,6 +199,7 @@ def sample_inputs(args: Arguments, rows: datasets.Dataset, collator: Callable) -
 def adapt_for_training(args: Arguments, mode: Mode, task: Task, loaded: LoadedModel, heads: list[str]) -> nn.Module:
     """The network with the weights that are trained, and dropout that a CPU draws fast."""
     network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type, loaded.new_tokens)
+    correct_momentum(network)
     warn_of_still_rows(network, loaded.new_tokens)
     if args.training.device.type == "cpu" and not args.training.torch_compile:
         draw_faster(network)

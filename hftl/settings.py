@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 LOADER_WORKERS = {"image": 8, "text": 2, "language": 2}  # on CUDA: an image is augmented, a text only padded
 UNTRAINED = tuple(name for name, mode in MODES.items() if not mode.is_trained)
 CPU_EVAL_ROWS = 32  # a pass: cores are busy with fewer rows than a GPU, and fewer of unlike lengths are padded
-MIN_ROOM = 8  # tokens of a text, below which there is nothing to read
 SHARED_MEMORY_BYTES = 2**31  # 8 workers with two batches each of 128 images of 224 px are 1.2 GB
 
 
@@ -185,31 +184,6 @@ def _check_steps(training: transformers.TrainingArguments, num_rows: int) -> Non
             f"--eval_delay is {training.eval_delay:g}, and training ends after {length:g}: --load_best_model_at_end "
             "would have nothing to choose from. Give a smaller one."
         )
-
-
-def leave_room(tokenizer: Any, config: Any, args: Arguments) -> None:
-    """Let a text end earlier where virtual tokens take some of the positions that the network knows.
-
-    Raises:
-        UserError: with them `--max_length` is too long, or hardly anything is left.
-    """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not positions or positions < 0:  # relative positions: any number
-        return
-    positions = min(positions, tokenizer.init_kwargs.get("model_max_length", positions))
-    virtual = args.model.num_virtual_tokens
-    room = positions - virtual
-    if room < MIN_ROOM:
-        raise UserError(
-            f"{args.model.model_name_or_path} has {positions} positions, of which {virtual} virtual tokens "
-            f"(--num_virtual_tokens) leave {max(0, room)} for a text. Give fewer."
-        )
-    if args.data.max_length and args.data.max_length > room:
-        raise UserError(
-            f"--max_length is {args.data.max_length}, but of the {positions} positions of "
-            f"{args.model.model_name_or_path} {virtual} go to virtual tokens. Give --max_length {room} or less."
-        )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, room)
 
 
 def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, num_train_examples: int) -> None:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "hftl"
 # What a part may import besides itself, from the bottom up.
 # `tasks.base` is the protocol, `tasks.processors` what tasks load, `tasks` the files that follow the protocol.
 BASE = {"errors", "records", "config", "training_flags", "assets"}
-SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base", "tasks.processors"}
+SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base", "tasks.processors", "tasks.positions"}
 MAY_IMPORT = {
     "errors": set(),
     "processor": set(),
@@ -36,8 +36,8 @@ MAY_IMPORT = {
         "yaml_file",
     },  # the resolved configuration is a file of the run folder, replaced whole as well
     **dict.fromkeys(SERVICES, BASE),
-    "tasks": BASE | {"tasks.base", "tasks.processors", "data", "metrics"},
-    "models": BASE | {"processor", "tasks.base", "tasks.processors"},
+    "tasks": BASE | {"tasks.base", "tasks.processors", "tasks.positions", "data", "metrics"},
+    "models": BASE | {"processor", "tasks.base", "tasks.processors", "tasks.positions"},
 }
 RUNS = (
     "examples",
@@ -99,7 +99,7 @@ STUDIES |= {"pretraining"}  # what its texts are and what it takes, which a plan
 STUDIES |= {"allocator", "processor"}  # a worker runs many cells
 STUDIES |= {"api"}  # of `compare` itself, which can be called; no module below it imports it
 # What a run would take, told from its settings and without it; `probe` makes a few real steps.
-MAY_IMPORT["estimation"] = {*BASE, "cost", "tasks", "tasks.base", "models", "precision"}
+MAY_IMPORT["estimation"] = {*BASE, "cost", "tasks", "tasks.base", "tasks.positions", "models", "precision"}
 MAY_IMPORT["estimation.probe"] = {*BASE, "cost", "run"}
 MAY_IMPORT |= {
     "compare": STUDIES,

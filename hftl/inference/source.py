@@ -23,6 +23,7 @@ from hftl.assets import resolve_model
 from hftl.config import DataArguments, ModelArguments, parse_args
 from hftl.data.labels import LabelInfo
 from hftl.errors import UserError
+from hftl.models.length import load_processor
 from hftl.models.load import check_adapter_weights, load_config, load_pretrained, name_base
 from hftl.models.weights import check_weights
 from hftl.records import RECORD_FILE, RunRecord
@@ -218,13 +219,13 @@ def _recorded_labels(record: RunRecord | None) -> LabelInfo | None:
 
 def _load_processor(source: ModelSource) -> Any:
     """The one that was saved beside the weights; peft alone saves none, then that of the run or of the base."""
-    task, base, revision = source.task, source.model.model_name_or_path, source.model.model_revision
+    task = source.task
     if source.adapter is not None:
         run = _find_run(Path(source.adapter))
         for place in dict.fromkeys((source.adapter, str(run) if run else source.adapter)):
             with contextlib.suppress(UserError):
-                return task.load_processor(place, source.adapter_revision, source.data)
-    return task.load_processor(base, revision, source.data)
+                return load_processor(source.model, task, source.data, place, source.adapter_revision)
+    return load_processor(source.model, task, source.data)
 
 
 def _put_adapter(network: nn.Module, source: ModelSource) -> nn.Module:

@@ -17,9 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import AutoConfig
 
-from hftl.assets import resolve_model
 from hftl.data.faults import leave_out
 from hftl.data.inputs import list_texts
 from hftl.data.labels import IGNORED, LabelInfo
@@ -41,7 +39,8 @@ from hftl.metrics import compute_token_metrics
 from hftl.metrics.base import LANGUAGE
 from hftl.tasks.base import AnswerOptions, Task
 from hftl.tasks.packing import TokenCollator, keeps_rows_apart
-from hftl.tasks.processors import explained_loading, load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
+from hftl.tasks.positions import count_free_positions, count_positions
+from hftl.tasks.processors import load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +72,7 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
         return standardize_language(raw, args), LabelInfo(LANGUAGE, ())
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
-        with explained_loading(source):
-            config = AutoConfig.from_pretrained(resolve_model(source), revision=revision, trust_remote_code=False)
-        context = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
-        tokenizer = load_tokenizer(source, revision, args.max_length, default_length=MAX_LENGTH, context=context)
+        tokenizer = load_tokenizer(source, revision, args.max_length, default_length=MAX_LENGTH)
         if tokenizer.eos_token is None:
             raise UserError(f"The tokenizer of {source} has no end token, so what is written would have no end.")
         tokenizer.padding_side = "right"
@@ -209,7 +205,7 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
         self, network: Any, batch: dict[str, torch.Tensor], processor: Any, options: AnswerOptions
     ) -> torch.Tensor:
         """The tokens that the network writes, word by most probable word, int64 [B, T]."""
-        context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+        context = count_positions(network)
         room = max(1, context - options.max_new_tokens) if context else batch["input_ids"].shape[1]
         batch = {name: tensor[:, -room:] for name, tensor in batch.items()}  # padded on the left
         return _write_on(network, batch, processor, options.max_new_tokens)
@@ -239,7 +235,7 @@ def _write_on(network: Any, batch: dict[str, torch.Tensor], processor: Any, max_
 
     A prompt loses its beginning where it would leave no position for what is to be written.
     """
-    positions = _count_positions(network)
+    positions = count_free_positions(network) or sys.maxsize
     max_new_tokens = min(max_new_tokens, max(1, positions // 2))
     batch = {name: values[:, -(positions - max_new_tokens) :] for name, values in batch.items()}  # padded on the left
     ends = {"eos_token_id": processor.eos_token_id, "pad_token_id": processor.pad_token_id}
@@ -249,13 +245,6 @@ def _write_on(network: Any, batch: dict[str, torch.Tensor], processor: Any, max_
     # peft's prompt methods give the written tokens alone.
     width = batch["input_ids"].shape[1]
     return written[:, width:] if torch.equal(written[:, :width], batch["input_ids"]) else written
-
-
-def _count_positions(network: Any) -> int:
-    """How many tokens a network can look at, without those that an adapter puts in front."""
-    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    adapters = getattr(network, "peft_config", None) or {}
-    return positions - sum(getattr(config, "num_virtual_tokens", None) or 0 for config in adapters.values())
 
 
 _COLUMNS = ("row_id", "input_ids", "labels", "length", "num_learnt", "num_bytes", "is_cut", "fault", "unread")

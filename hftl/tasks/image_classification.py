@@ -21,6 +21,7 @@ from hftl.data.pixels import Range, keep_range, kept_range, measure_range, to_kn
 from hftl.errors import UserError
 from hftl.tasks.base import build_label_tensor
 from hftl.tasks.labelled import LabelledTask
+from hftl.tasks.positions import build_empty
 from hftl.tasks.processors import explained_loading, map_cached
 
 # Share of the image area that a random crop keeps, and the range of its aspect ratio. Light: like resizing to 160 and
@@ -88,9 +89,7 @@ class ImageClassification(LabelledTask):
 
     def adjust_config(self, config: Any, processor: Any, info: Any) -> None:
         super().adjust_config(config, processor, info)
-        size = processed_size(processor)
-        if getattr(config, "image_size", size) != size:
-            config.image_size = size
+        fit_image_size(config, self.auto_model, processor)
 
 
 def fit_range(processor: Any, rows: datasets.Dataset) -> Any:
@@ -153,6 +152,31 @@ def processed_size(processor: Any) -> int:
     """Height in pixels of what the processor gives for a square image."""
     blank = Image.new("RGB", (64, 64))
     return np.asarray(processor(blank, return_tensors="np")["pixel_values"]).shape[-2]
+
+
+def fit_image_size(config: Any, auto_model: str, processor: Any) -> None:
+    """Let a network read what the processor gives, unless it does so as it is: many interpolate their positions.
+
+    Those keep their size, which their table of positions has: DINOv2 says 518 and is used at 224.
+    """
+    holder = config if hasattr(config, "image_size") else getattr(config, "vision_config", config)  # that of CLIP
+    old, batch = getattr(holder, "image_size", None), processor(Image.new("RGB", (64, 64)), return_tensors="np")
+    height, width = np.asarray(batch["pixel_values"]).shape[-2:]
+    sides = list(old) if isinstance(old, (list, tuple)) else [old, old]
+    if old is None or sides == [height, width] or reads_size(config, auto_model, height, width):
+        return
+    is_pair = isinstance(old, (list, tuple)) or height != width
+    holder.image_size = [height, width] if is_pair else height
+
+
+def reads_size(config: Any, auto_model: str, height: int, width: int) -> bool:
+    """Whether the network that a configuration describes takes images of this size: it is asked, without weights."""
+    try:
+        network = build_empty(auto_model, config).eval()
+        network(pixel_values=torch.empty(1, 3, height, width, device="meta"))
+    except (ValueError, RuntimeError, TypeError, AssertionError):  # a check of its own, or shapes that do not fit
+        return False
+    return True
 
 
 def measure_normalization(processor: Any) -> tuple[np.ndarray, np.ndarray]:
