@@ -1,8 +1,8 @@
 """Where do the fields of a CSV or TSV file end? One layout for each file, found by reading it once, and one reader.
 
-Fields are separated by what the ending says, or by the semicolon, tab or bar that the file turns out to use, and quoted
-as RFC 4180 says; a TSV that nobody quoted is read without quotes. A file that both readings fit, or none, is refused:
-rows would vanish in a text. Must not know which columns matter; numbers are not told from texts here.
+Fields are separated by what the ending says, or by the semicolon, tab or bar that the file turns out to use, and
+quoted as RFC 4180 says; a TSV that nobody quoted is read without quotes. A file that both readings fit, or none, is
+refused: rows would vanish in a text. Must not know which columns matter; numbers are not told from texts here.
 """
 
 import contextlib
@@ -108,9 +108,9 @@ def _read_begin(path: Path) -> tuple[list[str], int, str | None]:
 
 
 def _choose_separator(begin: list[str], usual: str) -> str:
-    """Of those that part the header the usual one, unless with it rows have other lengths and with another they do not.
+    """Of those that part the header the usual one, unless rows have other lengths with it and fewer have with another.
 
-    A last line may be cut in the middle of a text, so that only most lines have to agree.
+    Texts of several lines are cut here, so that only most lines have to agree.
     """
     header = _without_quoted(begin[0])
     found = [separator for separator in SEPARATORS if separator in header]
@@ -186,7 +186,7 @@ def _check(path: Path, layout: Layout) -> Layout:
     for fields, lines, number in records:
         num_rows += 1
         if len(fields) != width:
-            raise _Unfit(_describe_length(len(fields), width, number, layout.separator))
+            raise _Unfit(_describe_length(path, layout.separator, width, (number, len(fields))))
         if layout.is_quoted and f'{layout.separator} "' in lines[0] and _has_blank_before_quote(fields):
             raise _Unfit(f"in line {number} blanks stand in front of a quotation mark; remove them")
         if len(lines) > 1 and all(line.count(layout.separator) == width - 1 for line in lines):
@@ -206,11 +206,13 @@ def name_columns(header: Fields) -> list[str]:
     return numbered if len(set(numbered)) == len(names) else [f"{name} ({i})" for i, name in enumerate(names)]
 
 
-def _describe_length(found: int, width: int, number: int, separator: str) -> str:
+def _describe_length(path: Path, separator: str, width: int, found: tuple[int, int]) -> str:
     more = f"more fields than its header; put texts that hold {NAMES.get(separator, separator)}"
     fewer = "fewer fields than its header; write empty fields too, and put texts of several lines"
-    kind = more if found > width else fewer
-    return f"Expected {width} fields in line {number}, saw {found}: it has {kind} between quotation marks"
+    return (
+        f"Expected {width} fields in line {found[0]}, saw {found[1]}. Rows of {path} have "
+        f"{more if found[1] > width else fewer} between quotation marks"
+    )
 
 
 def _has_blank_before_quote(fields: Fields) -> bool:

@@ -28,8 +28,8 @@ _RUSSIAN = "оеаинтсрвлкмдпу", "йцгшщзхъфыжэячьбю
 _JAPANESE = "".join(map(chr, range(0x3041, 0x30FF))) + "、。", "「」"
 _KOREAN = "이다는고에의가을지하한나도로아사어기리라그시자정서영인", "".join(map(chr, range(0xAC00, 0xD7A4)))
 _CHINESE = "的一是不了在人有我他中大上下好很看自之年心天生也子可你到得要就那，。！？"
-# Encoding as Python and iconv call it -> frequent letters of texts in it, apart from ASCII, and further ones, which count
-# half. Of two that explain a file equally well the first is named.
+# Encoding as Python and iconv call it -> frequent letters of texts in it, apart from ASCII, and further ones, which
+# count half. Of two that explain a file equally well the first is named.
 LETTERS = {
     "CP1252": (_WESTERN, "ëìïòõùûýÿœÀÁÂÃÄÅÆÇÈÉÊÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝŒ‘"),
     "CP1250": (_WESTERN + "ąćęłńśźżčďěňřšťůžőűăşţý", "ĄĆĘŁŃŚŹŻČĎĚŇŘŠŤŮŽŐŰÁÉÍÓÚ"),
@@ -95,8 +95,8 @@ def not_utf8(path: Path) -> UserError:
         place, count = _find_broken(data)
         line = data.count(b"\n", 0, place) + 1
         return UserError(
-            f"{path} is not UTF-8 but for {count:,} of its bytes, the first in line {line:,} ({data[place]:#x}). Repair "
-            f"them, or leave them out with {_convert(path, 'UTF-8', ' -c')}."
+            f"{path} is not UTF-8 but for {count:,} of its bytes, the first in line {line:,} ({data[place]:#x}). "
+            f"Repair them, or leave them out with {_convert(path, 'UTF-8', ' -c')}."
         )
     title = _TITLES.get(found, found)
     return UserError(f"{path} is not UTF-8 but, it seems, {title}; convert it with {_convert(path, found)}.")

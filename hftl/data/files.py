@@ -4,11 +4,12 @@ It must not know which columns matter or what a label means: names and types of 
 Nothing here reads the network.
 """
 
+import contextlib
 import glob
 import itertools
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import datasets
@@ -186,12 +187,24 @@ def _parse(path: Path) -> datasets.Dataset:
     try:
         # The library takes a path as a glob pattern, so `a[1].json` must be escaped.
         files = {"train": glob.escape(str(path.absolute()))}
-        table = datasets.load_dataset(kind, data_files=files, split="train")
+        with _quiet():
+            table = datasets.load_dataset(kind, data_files=files, split="train")
         table.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8
         return table
     except UNREADABLE as error:
         fault = json_rows.find_fault(path) if kind == "json" else None
         raise read_error(path, fault or error.__cause__ or error) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own words on a file that it cannot read, which would come in front of ours."""
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _read_delimited(path: Path) -> datasets.Dataset:
@@ -219,9 +232,7 @@ def _find_numbers(tables: list[datasets.Dataset], text_columns: set[str]) -> dic
             values = pc.unique(table.data.column(name)).drop_null()
             if len(values):
                 types.setdefault(name, set()).add(_number_type(values))
-    return {
-        name: "float64" if "float64" in found else "int64" for name, found in types.items() if None not in found
-    }
+    return {name: "float64" if "float64" in found else "int64" for name, found in types.items() if None not in found}
 
 
 def _number_type(values: pa.Array) -> str | None:

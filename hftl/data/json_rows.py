@@ -18,6 +18,7 @@ from hftl.data.encoding import UNPACKED, not_utf8, open_text
 from hftl.errors import UserError, quote_names
 
 MAX_DEPTH = 100
+INNER_NAMES = ("data", "rows", "examples", "train", "validation", "test")  # where files keep their rows
 _NULL_ROW = re.compile(rb"^[ \t\r]*null\b", re.MULTILINE)  # \s would go over line ends: quadratic in blank lines
 _OPENING, _CLOSING = list(b"[{"), list(b"]}")
 # A string without an end takes the rest: started again at each of its quotation marks, it would be quadratic.
@@ -140,11 +141,13 @@ def _name_layout(content: dict[str, Any]) -> str | None:
     values = list(content.values())
     if {"columns", "data"} <= set(content) and isinstance(content["data"], list):
         return "of columns and data"
-    lists = [value for value in values if isinstance(value, list) and value]
-    if "messages" not in content and any(len(v) > 1 and all(isinstance(row, dict) for row in v) for v in lists):
-        if any(isinstance(content.get(key), list) for key in ("data", "rows", "examples", "train", "test")):
-            return "with the rows inside"
-    if values and all(isinstance(value, dict) and value for value in values) and len(values) > 1:
-        if len({tuple(value) for value in values}) == 1:
-            return "of columns or rows by their names"
+    if any(_are_rows(content.get(key)) for key in INNER_NAMES):
+        return "with the rows inside"
+    keys = {tuple(value) if isinstance(value, dict) else () for value in values}
+    if len(values) > 1 and len(keys) == 1 and () not in keys:
+        return "of columns or rows by their names"
     return None
+
+
+def _are_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)

@@ -14,7 +14,8 @@ import datasets
 
 from hftl import assets
 from hftl.data import files
-from hftl.errors import UserError
+from hftl.data.columns import are_whole
+from hftl.errors import UserError, quote_names, shorten
 
 if TYPE_CHECKING:
     from hftl.config import DataArguments
@@ -129,24 +130,50 @@ def _rename_splits(raw: dict[str, datasets.Dataset]) -> dict[str, datasets.Datas
 
 
 def _unify_columns(splits: dict[str, datasets.Dataset]) -> datasets.DatasetDict:
-    """Gives all splits the columns and types of train; numbers yield to wider numbers and to texts."""
+    """Gives all splits the columns and types of train; numbers yield to wider numbers and to texts.
+
+    What train has not is left out, and what another split has not is empty there, which is an error where it is used.
+    """
     train = splits["train"]
-    for split, rows in splits.items():
-        if set(rows.column_names) != set(train.column_names):
-            raise UserError(
-                f"Columns differ: train has {', '.join(sorted(train.column_names))}; {split} has "
-                f"{', '.join(sorted(rows.column_names))}. Give all splits the same columns."
-            )
+    splits = {split: _fit_columns(rows, train, split) for split, rows in splits.items()}
     _check_classes(splits)
-    shared = {name: _widest([rows.features[name] for rows in splits.values()]) for name in train.column_names}
+    shared = {name: _unify_types(name, list(splits.values())) for name in train.column_names}
     unified = {}
     for split, rows in splits.items():
         try:
             target = datasets.Features({name: shared[name] for name in rows.column_names})
             unified[split] = rows if rows.features == target else rows.cast(target)
         except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's errors are these
-            raise UserError(f"The columns of {split} do not fit the types of train ({shared}): {error}.") from error
+            raise UserError(
+                f"The columns of {split} do not fit the types of train ({shorten(str(shared), 600)}): {error}."
+            ) from error
     return datasets.DatasetDict(unified)
+
+
+def find_absent(splits: datasets.DatasetDict) -> dict[str, list[str]]:
+    """Columns that are empty in a split and not in train, as those are that its file does not have."""
+    names = [name for name in splits["train"].column_names if not _is_empty(splits["train"], name)]
+    absent = {split: [name for name in names if _is_empty(rows, name)] for split, rows in splits.items()}
+    return {split: found for split, found in absent.items() if found}
+
+
+def _is_empty(rows: datasets.Dataset, name: str) -> bool:
+    return rows.data.column(name).null_count == len(rows.data)
+
+
+def _fit_columns(rows: datasets.Dataset, train: datasets.Dataset, split: str) -> datasets.Dataset:
+    names = train.column_names
+    missing = [name for name in names if name not in rows.features]
+    surplus = [name for name in rows.column_names if name not in train.features]
+    if surplus:
+        logger.info("Left out of %s, because train has no such columns: %s.", split, quote_names(surplus))
+        rows = rows.remove_columns(surplus)
+    if missing:
+        logger.info("Empty in %s, which has no such columns: %s.", split, quote_names(missing))
+        features = datasets.Features({name: train.features[name] for name in missing})
+        empty = datasets.Dataset.from_dict({name: [None] * len(rows) for name in missing}, features=features)
+        rows = datasets.concatenate_datasets([rows, empty], axis=1)
+    return rows
 
 
 def _check_classes(splits: dict[str, datasets.Dataset]) -> None:
@@ -170,6 +197,16 @@ def _nested_classes(feature: object, *, is_inside: bool = False) -> list[list[st
         return _nested_classes(feature.feature, is_inside=True)
     members = feature.values() if isinstance(feature, dict) else ()
     return [names for member in members for names in _nested_classes(member, is_inside=True)]
+
+
+def _unify_types(name: str, splits: list[datasets.Dataset]) -> object:
+    """As `_widest`, but integers stay integers where the decimals of other splits have no fraction."""
+    features = [rows.features[name] for rows in splits]
+    found = _widest(features)
+    if found != datasets.Value("float64") or not any("int" in feature.dtype for feature in features):
+        return found
+    decimals = [rows.data.column(name) for rows in splits if "float" in rows.features[name].dtype]
+    return datasets.Value("int64") if all(map(are_whole, decimals)) else found
 
 
 def _widest(features: list) -> object:

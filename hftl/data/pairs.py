@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import datasets
 import numpy as np
 
-from hftl.errors import UserError, unknown_name
+from hftl.errors import UserError, quote_names, shorten, unknown_name
 
 if TYPE_CHECKING:
     from hftl.config import DataArguments
@@ -65,7 +65,7 @@ def choose_source(features: datasets.Features, given: str | None) -> str:
     found = named or texts
     if len(found) != 1:
         reason = "several columns could be read" if found else "no column is text"
-        raise UserError(f"Among the columns {', '.join(features)} {reason}. Give --source_column.")
+        raise UserError(f"Among the columns {quote_names(features)} {reason}. Give --source_column.")
     return found[0]
 
 
@@ -86,15 +86,16 @@ def _choose(features: datasets.Features, args: "DataArguments") -> tuple[str, st
     ]
     if len(found) != 1:
         reason = "several could be input and target" if found else "none are known as input and target"
-        raise UserError(f"Among the columns {', '.join(features)} {reason}. {ADVICE}")
+        raise UserError(f"Among the columns {quote_names(features)} {reason}. {ADVICE}")
     return found[0]
 
 
 def _check(name: str, features: datasets.Features, flag: str) -> str:
     if name not in features:
         raise unknown_name("column", name, features, f"Correct {flag}.")
-    if not _is_text(features[name]):
-        raise UserError(f"The column {name!r} holds {features[name]}, not text; choose another with {flag}.")
+    if not _is_text(features[name]) and not _is_whole(features[name]):
+        found = shorten(str(features[name]), 200)
+        raise UserError(f"The column {name!r} holds {found}, not text; choose another with {flag}.")
     return name
 
 
@@ -102,15 +103,22 @@ def _is_text(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
+def _is_whole(feature: object) -> bool:
+    """Whether values are integers, whose texts are told by their numbers; 1.50 would become another."""
+    return isinstance(feature, datasets.Value) and "int" in feature.dtype
+
+
 def _take_apart(rows: datasets.Dataset) -> datasets.Dataset:
     """Languages of a column `translation` as columns of their own."""
-    if not isinstance(rows.features.get("translation"), (dict, datasets.Translation)):
+    if not isinstance(rows.features.get("translation"), (dict, datasets.Translation, datasets.Json)):
         return rows
-    languages = dict.fromkeys(key for row in rows.select(range(min(1, len(rows))))["translation"] for key in row)
+    table = rows.with_format(None)["translation"][:]
+    if wrong := [row for row in table if not isinstance(row, dict | None)]:
+        raise UserError(f"The column 'translation' holds {str(wrong[0])[:60]!r}; expected a text for each language.")
+    languages = dict.fromkeys(key for row in table for key in row or ())
     if taken := sorted(set(languages) & set(rows.column_names)):
         raise UserError(f"The column 'translation' has {taken[0]!r}, which is a column as well; rename one of them.")
-    table = rows.with_format(None)["translation"][:]
-    columns = {name: [row.get(name) for row in table] for name in languages}
+    columns = {name: [(row or {}).get(name) for row in table] for name in languages}
     return datasets.concatenate_datasets(
         [rows.remove_columns("translation"), datasets.Dataset.from_dict(columns)], axis=1
     )

@@ -14,7 +14,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hftl.data import coco, conll, delimited, files, json_rows
+from hftl.data import coco, conll, delimited, files, json_rows, spans
 from hftl.data.encoding import UNPACKED, ending, read_lines
 from hftl.data.load import load_splits
 from hftl.errors import UserError, unknown_name
@@ -37,6 +37,7 @@ class Stream:
         num_rows: None where only reading tells.
         named_by: a column that says where a row comes from, such as the file of an image.
         folder: which paths of images are relative to.
+        is_table: whether its columns bear names that the user gave, and not those of a kind of file.
     """
 
     features: datasets.Features
@@ -44,6 +45,7 @@ class Stream:
     num_rows: int | None = None
     named_by: str | None = None
     folder: Path = Path()
+    is_table: bool = True
 
 
 def open_stream(source: str, args: "DataArguments", modality: str, lines: Iterable[str] = ()) -> Stream:
@@ -129,7 +131,7 @@ def _stream_image_columns(columns: dict[str, list[str]]) -> Stream:
         for start in range(0, num_rows, size):
             yield {name: columns[name][start : start + size] for name in names}
 
-    return Stream(features, read, num_rows, "file")
+    return Stream(features, read, num_rows, "file", is_table=False)
 
 
 def _stream_file(path: Path, modality: str) -> Stream:
@@ -144,12 +146,14 @@ def _stream_file(path: Path, modality: str) -> Stream:
         return _stream_parquet(path)
     if modality == "image" and ending(path) == ".json" and (content := coco.parse_coco(path)) is not None:
         return _stream_rows(coco.read_coco(path, content).cast_column("image", datasets.Image(decode=False)))
+    if ending(path) == ".json" and spans.is_squad(path):
+        return replace(_stream_rows(spans.read_squad(path)), is_table=False)
     if kind:
         json_rows.check_json(path)
         json_rows.check_table(path)
         return _with_first_window(path, lambda size: _explained(json_rows.read_windows(path, size), path))
     if ending(path) in conll.ENDINGS and (ending(path) != ".txt" or conll.is_conll(path)):
-        return _stream_rows(conll.read_conll(path, needs_tags=False))
+        return replace(_stream_rows(conll.read_conll(path, needs_tags=False)), is_table=False)
     if ending(path) == ".txt":
         return _stream_lines(lambda: read_lines(path), modality, path.parent)
     raise UserError(
@@ -165,7 +169,7 @@ def _stream_lines(open_lines: Callable[[], Iterable[str]], modality: str, folder
         while window := list(itertools.islice(rows, size)):
             yield {name: window}
 
-    return Stream(datasets.Features({name: datasets.Value("string")}), read, folder=folder)
+    return Stream(datasets.Features({name: datasets.Value("string")}), read, folder=folder, is_table=False)
 
 
 def _stream_rows(rows: datasets.Dataset) -> Stream:

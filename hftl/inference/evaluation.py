@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from hftl.compare.stats import crossed_interval, wilson
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.stream import name_source, pick_split, split_name
-from hftl.inference.predictor import Predictor
+from hftl.inference.predictor import Predictor, recall_columns
 from hftl.run_folder import explained_resources
 from hftl.tasks import scores_of
 from hftl.tasks.base import stack_kept
@@ -114,7 +114,9 @@ def prepare_rows(predictor: Predictor, source: str) -> datasets.Dataset:
 
 def encode_rows(predictor: Predictor, raw: datasets.Dataset) -> datasets.Dataset:
     """Raw rows with labels -> model inputs."""
-    task, data = predictor.task, predictor.source.data
+    task, data = predictor.task, recall_columns(predictor.source, raw.features)
+    if task.modality == "language":  # whose column to go on from is not all that is learnt
+        data = predictor.source.data
     known = task.read_known(raw, data, predictor.source.labels)
     return task.prepare(known, predictor.processor, data, compute_fingerprint(known))
 
