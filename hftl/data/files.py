@@ -245,7 +245,7 @@ def _number_type(values: pa.Array) -> str | None:
 def _cast_numbers(table: datasets.Dataset, types: dict[str, str]) -> datasets.Dataset:
     names = table.column_names
     features = datasets.Features({name: datasets.Value(types.get(name, "string")) for name in names})
-    return table.cast(features) if any(name in types for name in names) else table
+    return datasets.Dataset(table.data.table.cast(features.arrow_schema)) if types else table
 
 
 def _absolute_image_paths(table: datasets.Dataset, path: str, image_column: str | None) -> datasets.Dataset:

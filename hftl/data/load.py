@@ -137,12 +137,13 @@ def _unify_columns(splits: dict[str, datasets.Dataset]) -> datasets.DatasetDict:
     train = splits["train"]
     splits = {split: _fit_columns(rows, train, split) for split, rows in splits.items()}
     _check_classes(splits)
-    shared = {name: _unify_types(name, list(splits.values())) for name in train.column_names}
+    types = {split: rows.features for split, rows in splits.items()}  # a property that goes through all columns
+    shared = {name: _unify_types(name, splits, types) for name in train.column_names}
     unified = {}
     for split, rows in splits.items():
         try:
             target = datasets.Features({name: shared[name] for name in rows.column_names})
-            unified[split] = rows if rows.features == target else rows.cast(target)
+            unified[split] = rows if types[split] == target else rows.cast(target)
         except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's errors are these
             raise UserError(
                 f"The columns of {split} do not fit the types of train ({shorten(str(shared), 600)}): {error}."
@@ -162,15 +163,15 @@ def _is_empty(rows: datasets.Dataset, name: str) -> bool:
 
 
 def _fit_columns(rows: datasets.Dataset, train: datasets.Dataset, split: str) -> datasets.Dataset:
-    names = train.column_names
-    missing = [name for name in names if name not in rows.features]
-    surplus = [name for name in rows.column_names if name not in train.features]
+    wanted, found = train.features, rows.features
+    missing = [name for name in wanted if name not in found]
+    surplus = [name for name in found if name not in wanted]
     if surplus:
         logger.info("Left out of %s, because train has no such columns: %s.", split, quote_names(surplus))
         rows = rows.remove_columns(surplus)
     if missing:
         logger.info("Empty in %s, which has no such columns: %s.", split, quote_names(missing))
-        features = datasets.Features({name: train.features[name] for name in missing})
+        features = datasets.Features({name: wanted[name] for name in missing})
         empty = datasets.Dataset.from_dict({name: [None] * len(rows) for name in missing}, features=features)
         rows = datasets.concatenate_datasets([rows, empty], axis=1)
     return rows
@@ -178,10 +179,11 @@ def _fit_columns(rows: datasets.Dataset, train: datasets.Dataset, split: str) ->
 
 def _check_classes(splits: dict[str, datasets.Dataset]) -> None:
     """Classes inside of objects are numbers, which the cast to train's names would leave as they are."""
-    for column, feature in splits["train"].features.items():
+    types = {split: rows.features for split, rows in splits.items()}
+    for column, feature in types["train"].items():
         known = _nested_classes(feature)
-        for split, rows in splits.items():
-            found = _nested_classes(rows.features[column])
+        for split, features in types.items():
+            found = _nested_classes(features[column])
             if found and found != known:  # what has no names of its own is cast to those of train
                 raise UserError(
                     f"The classes of {column} differ: train has {known}; {split} has {found}. Give all splits "
@@ -199,13 +201,13 @@ def _nested_classes(feature: object, *, is_inside: bool = False) -> list[list[st
     return [names for member in members for names in _nested_classes(member, is_inside=True)]
 
 
-def _unify_types(name: str, splits: list[datasets.Dataset]) -> object:
+def _unify_types(name: str, splits: dict[str, datasets.Dataset], types: dict[str, datasets.Features]) -> object:
     """As `_widest`, but integers stay integers where the decimals of other splits have no fraction."""
-    features = [rows.features[name] for rows in splits]
+    features = [types[split][name] for split in splits]
     found = _widest(features)
     if found != datasets.Value("float64") or not any("int" in feature.dtype for feature in features):
         return found
-    decimals = [rows.data.column(name) for rows in splits if "float" in rows.features[name].dtype]
+    decimals = [rows.data.column(name) for split, rows in splits.items() if "float" in types[split][name].dtype]
     return datasets.Value("int64") if all(map(are_whole, decimals)) else found
 
 
