@@ -52,8 +52,8 @@ class _Unfit(Exception):
     """A file cannot be read like this; the message says in which line and why."""
 
 
-class _Escaped(_Unfit):
-    """Neither with nor without quotes: quotation marks within texts are marked by a backslash."""
+class _Unclear(_Unfit):
+    """Nor can it be read without quotes: they are there, but not as they should be, or may be a text's own."""
 
 
 def find_layout(path: Path) -> Layout:
@@ -85,7 +85,7 @@ def _find_layout(path: Path) -> Layout:
     try:
         return _check(path, Layout(separator, [], num_skipped=num_skipped))
     except _Unfit as error:
-        if separator == "\t" and not isinstance(error, _Escaped):
+        if separator == "\t" and not isinstance(error, _Unclear):
             with contextlib.suppress(_Unfit):  # what the usual reading found says more
                 return _check(path, Layout(separator, [], is_quoted=False, num_skipped=num_skipped))
         raise UserError(f"Cannot read {path} as {ending(path)[1:]}: {error}.") from error
@@ -163,7 +163,7 @@ def _parse(path: Path, layout: Layout) -> Iterator[Record]:
 def _explain(lines: list[str], last: int, said: str) -> _Unfit:
     place = f"in line {last - len(lines) + 1}"
     if any('\\"' in line for line in (lines[0], lines[-1])):
-        return _Escaped(
+        return _Unclear(
             f"{place} quotation marks within a text are marked by a backslash; double them instead, as "
             '`pandas.read_csv(path, escapechar="\\\\").to_csv(path, index=False)` does'
         )
@@ -254,9 +254,8 @@ def _read_evidence(path: Path, layout: Layout) -> _Evidence:
                 known.add(field)
                 if len(known) > MOST_VALUES:
                     values[index] = None
-    few = max(2, num_rows // 2)
     return _Evidence(
-        [known if known and len(known) <= few else None for known in values],
+        [known if known and len(known) <= num_rows // 2 else None for known in values],
         [is_number and num_rows > 0 for is_number in are_numbers],
         has_quoted,
         has_bare,
@@ -273,7 +272,7 @@ def _check_spans(spans: list[tuple[int, Fields, list[str]]], evidence: _Evidence
         votes = list(_list_votes(fields, lines, evidence, separator))
         unclear = evidence.has_bare or (len(fields) > 1 and not evidence.has_quoted)
         if sum(votes) * 2 >= len(votes) if votes else unclear:
-            raise _Unfit(
+            raise (_Unfit if votes else _Unclear)(
                 f"a quotation mark in line {number} makes one text of {len(lines)} lines that each look like a row; "
                 "double quotation marks within texts and put such texts between quotation marks"
             )

@@ -80,7 +80,10 @@ def read_lines(path: Path) -> Iterator[str]:
     """
     with open_text(path) as file:
         try:
-            yield from (line.removesuffix("\n") for line in file)
+            for line in file:
+                if "\0" in line and (detect_encoding(read_bytes(path)) or "").startswith("UTF"):
+                    raise not_utf8(path)
+                yield line.removesuffix("\n")
         except UnicodeDecodeError as error:
             raise not_utf8(path) from error
         except UNPACKED as error:

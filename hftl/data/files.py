@@ -77,8 +77,8 @@ def read_tables(
     """
     tables = {split: _read_table(Path(path).expanduser()) for split, path in files.items()}
     texts = {split: table for split, table in tables.items() if TABLE_FORMATS.get(ending(files[split])) == "csv"}
-    types = _find_numbers(list(texts.values()), set(text_columns))
-    tables |= {split: _cast_numbers(table, types) for split, table in texts.items()}
+    types = _find_numbers(texts, set(text_columns))
+    tables |= {split: _cast_numbers(table, types[split]) for split, table in texts.items()}
     return {split: _absolute_image_paths(table, files[split], image_column) for split, table in tables.items()}
 
 
@@ -221,18 +221,22 @@ def _read_delimited(path: Path) -> datasets.Dataset:
     return datasets.Dataset(pa.Table.from_batches(batches, schema))
 
 
-def _find_numbers(tables: list[datasets.Dataset], text_columns: set[str]) -> dict[str, str]:
-    """Columns that hold nothing but numbers in all of these tables -> their type.
+def _find_numbers(tables: dict[str, datasets.Dataset], text_columns: set[str]) -> dict[str, dict[str, str]]:
+    """For each split, the columns that hold nothing but numbers -> their type.
 
-    One table of several that has words there makes texts of all: cast back, the number of 1.50 would be another text.
+    Words in one split make texts of a column in all: cast back, the number of 1.50 would be another text.
     """
-    types: dict[str, set[str | None]] = {}
-    for table in tables:
+    found: dict[str, dict[str, str]] = {}
+    texts = set(text_columns)
+    for split, table in tables.items():
+        found[split] = {}
         for name in set(table.column_names) - text_columns:
             values = pc.unique(table.data.column(name)).drop_null()
-            if len(values):
-                types.setdefault(name, set()).add(_number_type(values))
-    return {name: "float64" if "float64" in found else "int64" for name, found in types.items() if None not in found}
+            if len(values) and (dtype := _number_type(values)):
+                found[split][name] = dtype
+            elif len(values):
+                texts.add(name)
+    return {split: {n: dtype for n, dtype in types.items() if n not in texts} for split, types in found.items()}
 
 
 def _number_type(values: pa.Array) -> str | None:

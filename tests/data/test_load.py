@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hftl.config import DataArguments
 from hftl.data import load
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.errors import UserError
+from hftl.examples import load_rows
 
 
 @pytest.fixture(autouse=True)
@@ -177,10 +179,52 @@ def test_split_files_are_used_and_replace_those_of_a_dataset(tmp_path):
     assert splits["test"].to_list() == [{"label": "x", "text": "other"}]
 
 
-def test_different_columns_of_splits_are_refused(tmp_path):
-    path, other = write(tmp_path / "a.csv", CSV), write(tmp_path / "b.csv", "text,target\na,x\n")
-    with pytest.raises(UserError, match="Columns differ: train has label, text; test has target, text"):
-        load_splits(arguments(train_file=path, test_file=other))
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        (CSV, "id,text,label,annotator\n1,z,x,ann\n", {"text": "z", "label": "x"}),
+        ("Unnamed: 0,text,label\n0,a,x\n1,b,y\n", "text,label\nz,x\n", {"text": "z", "label": "x"}),
+        ("text,label,stars\na,x,1\nb,y,2\n", "label,when,text\nx,2020,z\n", {"text": "z", "label": "x"}),
+    ],
+)
+def test_a_column_of_one_split_alone_is_no_error(tmp_path, train, test, expected):
+    paths = {"train_file": write(tmp_path / "a.csv", train), "test_file": write(tmp_path / "b.csv", test)}
+    splits = load_splits(arguments(**paths))
+    (row,) = splits["test"].to_list()
+    assert {name: row[name] for name in expected} == expected
+    assert splits["test"].features == splits["train"].features
+    assert [name for name in row if row[name] is None] == sorted(set(row) - set(expected))
+
+
+def test_a_column_that_is_read_and_that_a_split_has_not_is_named(tmp_path):
+    train = write(tmp_path / "a.csv", CSV)
+    for test, message in (
+        ("text,target\na,x\n", "test split has no labels.*test has no 'label'"),
+        ("body,label\na,x\n", "test split has no column 'text'"),
+        ("text\na\n", "test split has no labels"),
+    ):
+        path = write(tmp_path / "b.csv", test)
+        with pytest.raises(UserError, match=message):
+            load_rows(DataArguments(train_file=str(train), test_file=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [("0 1 0", "1.0 0.0", [1, 0]), ("1.0 2.0", "2 1", [2, 1]), ("3 4 5", "5. 3", [5, 3])],
+)
+def test_whole_numbers_of_one_split_are_integers_in_all(tmp_path, train, test, expected):
+    files = {}
+    for split, labels in (("train_file", train), ("test_file", test)):
+        rows = "".join(f"t{i},{label}\n" for i, label in enumerate(labels.split()))
+        files[split] = write(tmp_path / f"{split}.csv", "text,label\n" + rows)
+    rows = load_splits(arguments(**files))["test"]
+    assert (rows["label"][:], rows.features["label"].dtype) == (expected, "int64")
+
+
+def test_numbers_stay_as_they_are_written_where_another_split_has_words(tmp_path):
+    train = write(tmp_path / "a.csv", "text,label\nwords,x\nmore,y\n")
+    test = write(tmp_path / "b.csv", "text,label\n1.50,x\n007.10,y\n+3,x\n")
+    assert load_splits(arguments(train_file=train, test_file=test))["test"]["text"][:] == ["1.50", "007.10", "+3"]
 
 
 def test_splits_get_one_type_a_column(tmp_path):
