@@ -25,7 +25,7 @@ TEXTS = {
     "gb18030": ("这部电影真的很好看，我非常喜欢他的表演", "快递很快，东西也不错"),
     "big5": ("這部電影真的很好看，我非常喜歡他的表演", "我們都很喜歡這個"),
     "cp1253": ("Αυτή ήταν μια πολύ καλή ταινία", "Ωραίο προϊόν"),
-    "cp1254": ("Çok güzel bir film, teşekkürler ağır", "güneş, şimdi çok güzel"),
+    "cp1254": ("Çok güzel bir film, teşekkürler ağır", "bir yağmurlu gün, çığ düştü"),
     "utf-16": ("hello", "café"),
     "utf-16-le": ("hello there", "good bye"),
     "utf-16-be": ("hello there", "good bye"),

@@ -11,6 +11,7 @@ from PIL import Image
 from hftl.config import DataArguments
 from hftl.data import load
 from hftl.data.load import compute_fingerprint, load_splits
+from hftl.data.stream import open_stream
 from hftl.errors import UserError
 from hftl.examples import load_rows
 
@@ -438,3 +439,58 @@ def test_fingerprint_counts_an_image_by_its_bytes(tmp_path):
         for image in images
     ]
     assert prints[0] == prints[1] == prints[2] != prints[3]
+
+
+@pytest.mark.parametrize("width", [30, 400, 2000])
+def test_what_is_said_of_a_wide_table_is_short(tmp_path, width):
+    names = [f"column number {index}" for index in range(width)]
+    path = write(tmp_path / "a.csv", ",".join(names) + "\n" + ",".join(["x"] * width) + "\n")
+    with pytest.raises(UserError, match="'column number 0', 'column number 1'.* more no column looks like") as refused:
+        load_rows(DataArguments(train_file=str(path)))
+    assert len(str(refused.value)) <= 2000
+
+
+@pytest.mark.parametrize(
+    ("content", "layout"),
+    [
+        ({"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}, "of columns or rows by their names"),
+        ({"0": {"text": "a", "label": "x"}, "1": {"text": "b", "label": "y"}}, "of columns or rows by their names"),
+        ({"columns": ["text", "label"], "index": [0], "data": [["a", "x"]]}, "of columns and data"),
+        ({"version": "1.0", "data": ROWS}, "with the rows inside"),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_table_that_is_one_json_object_is_refused_by_every_reader(tmp_path, content, layout, indent):
+    path = write(tmp_path / "a.json", json.dumps(content, indent=indent))
+    for read in (lambda: read_train(path), lambda: open_stream(str(path), arguments(), "text")):
+        with pytest.raises(UserError, match=f"a.json is one object {layout}.*expected a list of rows or one object a"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "a", "label": "x"}, {"messages": [{"role": "user", "content": "a"}]}, {"data": "a", "n": {"b": 1}}],
+)
+def test_one_json_row_is_a_row(tmp_path, row):
+    assert len(read_train(write(tmp_path / "a.jsonl", json.dumps(row)))) == 1
+
+
+def test_the_line_that_is_not_json_is_named(tmp_path):
+    for content, line in (('{"text": "a"},\n{"text": "b"}\n', 1), ('{"text": "a"}\n{"text": \n', 2)):
+        with pytest.raises(UserError, match=f"Cannot read .*a.jsonl as jsonl: line {line}: "):
+            read_train(write(tmp_path / "a.jsonl", content))
+
+
+def test_images_without_a_task_are_recognized(tmp_path):
+    for name in ("dog/b.png", "cat/a.png"):
+        write_image(tmp_path / name)
+    with pytest.raises(UserError, match="'image' holds images and no column holds texts.*--task image-classification"):
+        load_rows(DataArguments(dataset=str(tmp_path)))
+
+
+def test_texts_that_are_decimals_are_not_read_as_numbers_without_asking(tmp_path):
+    path = str(write(tmp_path / "a.csv", "text,label\n1.50,x\n2.0,y\n3,x\n4.10,y\n"))
+    with pytest.raises(UserError, match="1.50 would be read as 1.5; .*--text_columns text"):
+        load_rows(DataArguments(train_file=path))
+    splits, _ = load_rows(DataArguments(train_file=path, text_columns=["text"]))
+    assert splits["train"]["text"][:] == ["1.50", "2.0", "3", "4.10"]
