@@ -13,7 +13,7 @@ from hftl.config import DataArguments
 from hftl.data.audit import AuditReport, audit
 from hftl.data.findings import Finding, act_on, find_cut_texts, find_small_test, parse_policies
 from hftl.data.labels import SINGLE, LabelInfo
-from hftl.data.load import compute_fingerprint, find_absent, load_splits
+from hftl.data.load import compute_fingerprint, find_empty, load_splits
 from hftl.data.subsets import take_subsets
 from hftl.errors import UserError, quote_names, unknown_name
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
@@ -151,14 +151,17 @@ def _read_rows(
     raw: datasets.DatasetDict, args: DataArguments
 ) -> tuple[datasets.DatasetDict, LabelInfo, tuple[str, ...]]:
     """What the task reads; a column that it needs and that a split has not is named."""
-    task, columns, absent = build_task(args.task), (), find_absent(raw)
+    task, columns, absent = build_task(args.task), (), find_empty(raw)
     with contextlib.suppress(UserError):  # reading says what is wrong
         columns = tuple(task.choose_inputs(raw["train"].features, args))
     for split, names in absent.items():
         if lost := [name for name in columns if name in names]:
             raise UserError(f"The {split} split has no column {lost[0]!r}, or nothing in it, and train has.")
     try:
-        return *task.read(raw, args), columns
+        splits, labels = task.read(raw, args)
+        for split, names in (find_empty(splits) if absent else {}).items():
+            raise UserError(f"The {split} split has nothing to read as {names[0]!r}, and train has.")
+        return splits, labels, columns
     except UserError as error:
         if not absent:
             raise

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hftl import assets
 from hftl.data import files
@@ -151,19 +153,24 @@ def _unify_columns(splits: dict[str, datasets.Dataset]) -> datasets.DatasetDict:
     return datasets.DatasetDict(unified)
 
 
-def find_absent(splits: datasets.DatasetDict) -> dict[str, list[str]]:
-    """Columns that are empty in a split and not in train, as those are that its file does not have."""
-    names = [name for name in splits["train"].column_names if not _is_empty(splits["train"], name)]
-    absent = {split: [name for name in names if _is_empty(rows, name)] for split, rows in splits.items()}
-    return {split: found for split, found in absent.items() if found}
+def find_empty(splits: datasets.DatasetDict) -> dict[str, list[str]]:
+    """Columns that hold nothing in a split but something in train, as those do that its file does not have."""
+    tables = {split: rows.with_format("arrow")[:] for split, rows in splits.items()}
+    empty = {split: {n for n in table.column_names if _is_empty(table.column(n))} for split, table in tables.items()}
+    names = [name for name in splits["train"].column_names if name not in empty["train"]]
+    found = {split: [name for name in names if name in empty[split]] for split in splits}
+    return {split: names for split, names in found.items() if names}
 
 
-def _is_empty(rows: datasets.Dataset, name: str) -> bool:
-    return rows.data.column(name).null_count == len(rows.data)
+def _is_empty(column: pa.ChunkedArray) -> bool:
+    """Whether there are missing values and empty lists alone."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return not pc.any(pc.greater(pc.list_value_length(column), 0)).as_py()
+    return column.null_count == len(column)
 
 
 def _fit_columns(rows: datasets.Dataset, train: datasets.Dataset, split: str) -> datasets.Dataset:
-    wanted, found = train.features, rows.features
+    wanted, found, num_rows = train.features, rows.features, len(rows)
     missing = [name for name in wanted if name not in found]
     surplus = [name for name in found if name not in wanted]
     if surplus:
@@ -172,8 +179,8 @@ def _fit_columns(rows: datasets.Dataset, train: datasets.Dataset, split: str) ->
     if missing:
         logger.info("Empty in %s, which has no such columns: %s.", split, quote_names(missing))
         features = datasets.Features({name: wanted[name] for name in missing})
-        empty = datasets.Dataset.from_dict({name: [None] * len(rows) for name in missing}, features=features)
-        rows = datasets.concatenate_datasets([rows, empty], axis=1)
+        empty = datasets.Dataset.from_dict({name: [None] * num_rows for name in missing}, features=features)
+        rows = datasets.concatenate_datasets([rows, empty], axis=1) if rows.column_names else empty
     return rows
 
 

@@ -16,7 +16,7 @@ def test_an_exponent_is_that_of_the_growth():
 def test_four_times_the_bytes_take_less_than_ten_times_as_long(tmp_path, kind, read):
     name, build = CONTENTS[kind]
     seconds = []
-    for size in (80_000, 80_000 * FACTOR):
+    for size in (40_000, 40_000 * FACTOR):
         (tmp_path / name).write_text(build(size))
         seconds.append(time_reading(read, tmp_path / name, repeats=2))
     assert seconds[1] < max(10 * seconds[0], 0.5)
@@ -24,5 +24,5 @@ def test_four_times_the_bytes_take_less_than_ten_times_as_long(tmp_path, kind, r
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_four_times_the_columns_take_less_than_ten_times_as_long(tmp_path, ending):
-    seconds = [time_reading(read_splits, write_wide(tmp_path, width, ending), 2) for width in (150, 150 * FACTOR)]
+    seconds = [time_reading(read_splits, write_wide(tmp_path, width, ending), 2) for width in (100, 100 * FACTOR)]
     assert seconds[1] < 10 * seconds[0]

@@ -441,7 +441,7 @@ def test_fingerprint_counts_an_image_by_its_bytes(tmp_path):
     assert prints[0] == prints[1] == prints[2] != prints[3]
 
 
-@pytest.mark.parametrize("width", [30, 400, 2000])
+@pytest.mark.parametrize("width", [30, 100, 500])
 def test_what_is_said_of_a_wide_table_is_short(tmp_path, width):
     names = [f"column number {index}" for index in range(width)]
     path = write(tmp_path / "a.csv", ",".join(names) + "\n" + ",".join(["x"] * width) + "\n")
@@ -494,3 +494,27 @@ def test_texts_that_are_decimals_are_not_read_as_numbers_without_asking(tmp_path
         load_rows(DataArguments(train_file=path))
     splits, _ = load_rows(DataArguments(train_file=path, text_columns=["text"]))
     assert splits["train"]["text"][:] == ["1.50", "2.0", "3", "4.10"]
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "lost"),
+    [
+        ("question-answering", {"question": "who?", "context": "a b", "answers": ["a"]}, "answers"),
+        ("seq2seq", {"source": "a", "target": "b"}, "target"),
+        ("causal-lm", {"prompt": "a", "completion": "b"}, "completion"),
+        (
+            "causal-lm",
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            "messages",
+        ),
+        ("token-classification", {"tokens": ["a"], "ner_tags": ["O"]}, "ner_tags"),
+        ("text-classification", {"text": "a", "label": "x"}, "label"),
+        ("text-classification", {"text": "a", "label": ["x", "y"]}, "label"),
+    ],
+)
+def test_every_task_refuses_a_split_without_what_is_learnt(tmp_path, task, row, lost):
+    train = write(tmp_path / "train.jsonl", f"{json.dumps(row)}\n" * 3)
+    others = {**{name: value for name, value in row.items() if name != lost}, "more": 1}
+    test = write(tmp_path / "test.jsonl", f"{json.dumps(others)}\n" * 3)
+    with pytest.raises(UserError, match=f"test.*{lost}"):
+        load_rows(DataArguments(task=task, train_file=str(train), test_file=str(test)))
