@@ -399,6 +399,56 @@ def test_each_mistake_is_one_line(train, files, tmp_path, monkeypatch, capsys, w
     assert message.format(**names) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "id,review,stars\n1,a cat,5\n"),
+        ("a.csv", "Text\na cat\n"),
+        ("a.csv", "a cat\nto run\n"),
+        ("a.jsonl", '{"sentence": "a cat"}\n'),
+        ("a.tsv", "text label\na cat\n"),
+    ],
+)
+def test_a_table_without_the_column_of_training_is_refused(train, tmp_path, capsys, name, content):
+    (tmp_path / name).write_text(content)
+    assert cli.main(["predict", str(train("full")), str(tmp_path / name)]) == 2
+    assert "reads the column 'text', as in training; found" in capsys.readouterr().err
+
+
+def test_a_flag_names_another_column_than_that_of_training(train, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("id;review\n" + "".join(f"{i};{text}\n" for i, text in enumerate(TEXTS)))
+    (tmp_path / "b.csv").write_text("note;text\n" + "".join(f"{i};{text}\n" for i, text in enumerate(TEXTS)))
+    expected = [row["label"] for row in hftl.load(train("full")).predict(TEXTS)]
+    named = predict(capsys, train("full"), tmp_path / "a.csv", "--text_columns", "review")
+    assert [row["label"] for row in named] == expected
+    assert [row["label"] for row in predict(capsys, train("full"), tmp_path / "b.csv")] == expected
+
+
+@pytest.mark.parametrize("separator", ["\t", ";", "|"])
+def test_predict_answers_every_line_of_a_table(train, tmp_path, capsys, separator):
+    rows = [("text", "id"), *((f'"{text}' if i in (1, 4) else text, str(i)) for i, text in enumerate(TEXTS))]
+    path = tmp_path / "a.csv"
+    path.write_text("".join(separator.join(row) + "\n" for row in rows))
+    if separator == "\t":
+        assert len(predict(capsys, train("full"), path)) == len(TEXTS)
+    else:
+        assert cli.main(["predict", str(train("full")), str(path)]) == 2
+        assert "goes on behind the quotation mark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("separator", ["\t", ";", "|"])
+def test_evaluate_reads_a_table_as_training_does(train, files, tmp_path, capsys, separator):
+    lines = (files / "test.csv").read_text().splitlines()
+    (tmp_path / "a.csv").write_text("".join(line.replace(",", separator) + "\n" for line in lines))
+    (tmp_path / "b.csv").write_text("".join(line.replace("text,", "body,") + "\n" for line in lines))
+    assert cli.main(["evaluate", str(train("full")), str(files / "test.csv")]) == 0
+    expected = capsys.readouterr().out.splitlines()[1:]
+    assert cli.main(["evaluate", str(train("full")), str(tmp_path / "a.csv")]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == expected
+    assert cli.main(["evaluate", str(train("full")), str(tmp_path / "b.csv")]) == 2
+    assert "reads the column 'text', as in training; found 'body'" in capsys.readouterr().err
+
+
 def test_a_wrong_row_from_python_says_what_to_give(train):
     model = hftl.load(train("full"))
     for rows, message in (

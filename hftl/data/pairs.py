@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from hftl.data.chats import parse_text
-from hftl.errors import UserError, unknown_name
+from hftl.errors import UserError, quote_names, shorten, unknown_name
 
 if TYPE_CHECKING:
     from hftl.config import DataArguments
@@ -67,7 +67,7 @@ def choose_source(features: datasets.Features, given: str | None) -> str:
     found = named or texts
     if len(found) != 1:
         reason = "several columns could be read" if found else "no column is text"
-        raise UserError(f"Among the columns {', '.join(features)} {reason}. Give --source_column.")
+        raise UserError(f"Among the columns {quote_names(features)} {reason}. Give --source_column.")
     return found[0]
 
 
@@ -94,20 +94,26 @@ def _choose(features: datasets.Features, args: "DataArguments") -> tuple[str, st
         )
     if len(found) != 1:
         reason = "several could be input and target" if found else "none are known as input and target"
-        raise UserError(f"Among the columns {', '.join(features)} {reason}. {ADVICE}")
+        raise UserError(f"Among the columns {quote_names(features)} {reason}. {ADVICE}")
     return found[0]
 
 
 def _check(name: str, features: datasets.Features, flag: str) -> str:
     if name not in features:
         raise unknown_name("column", name, features, f"Correct {flag}.")
-    if not _is_text(features[name]):
-        raise UserError(f"The column {name!r} holds {features[name]}, not text; choose another with {flag}.")
+    if not _is_text(features[name]) and not _is_whole(features[name]):
+        found = shorten(str(features[name]), 200)
+        raise UserError(f"The column {name!r} holds {found}, not text; choose another with {flag}.")
     return name
 
 
 def _is_text(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+
+
+def _is_whole(feature: object) -> bool:
+    """Whether values are integers, whose texts are told by their numbers; 1.50 would become another."""
+    return isinstance(feature, datasets.Value) and "int" in feature.dtype
 
 
 def _take_apart(rows: datasets.Dataset) -> datasets.Dataset:

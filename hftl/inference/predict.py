@@ -71,7 +71,7 @@ def predict(request: PredictRequest, *, lines: Iterable[str], stream: TextIO) ->
     source = change_data(find_source(request.model, request.revision), request.data)
     rows = open_stream(request.source, source.data, source.task.modality, lines)
     predictor = Predictor(load_network(source), batch_size=request.batch_size)
-    names = predictor.choose_columns(rows.features)
+    names = predictor.choose_columns(rows.features, is_table=rows.is_table)
     started, count = time.perf_counter(), 0
     with (
         open_output(request.output_file, stream, keep_formulas=request.keep_formulas) as write,

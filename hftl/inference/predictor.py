@@ -16,9 +16,10 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
+from hftl.config import DataArguments
 from hftl.data.pixels import Range, kept_range, to_known_rgb, turn_upright
 from hftl.data.stream import infer_features
-from hftl.errors import UserError
+from hftl.errors import UserError, quote_names
 from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
 from hftl.merge import TOLERANCE, fold_adapter
 from hftl.models.linear import linear_by_onednn
@@ -27,6 +28,8 @@ from hftl.tasks.base import AnswerOptions
 
 logger = logging.getLogger(__name__)
 
+NO_NAMES: dict[str, None] = dict.fromkeys(("text_columns", "image_column", "source_column"))  # flags that name inputs
+CANONICAL = {"text", "text_pair", "image", "prompt", "messages", "words"}
 WINDOW = {"image": 256}  # rows sorted by length together; an image of 224 px is 150 kB, a text next to nothing
 WINDOW_DEFAULT = 2048
 # On a CPU 32 was the fastest of 1 to 128 (docs/predict.md). A GPU starts here and halves when its memory runs out.
@@ -238,13 +241,19 @@ class Predictor:
         self._check_inputs([name])
         return {"messages" if self.task.modality == "language" and kinds == {list} else name: list(rows)}
 
-    def choose_columns(self, features: datasets.Features) -> dict[str, str]:
-        """The columns that are read of such a table -> their canonical names.
+    def choose_columns(self, features: datasets.Features, *, is_table: bool = True) -> dict[str, str]:
+        """The columns that are read of such rows -> their canonical names.
+
+        Args:
+            features: names and types.
+            is_table: whether the names are the user's own; those of training are then looked for.
 
         Raises:
-            UserError: none or several could be meant, or the network was trained on pairs and these are none.
+            UserError: none or several could be meant, those of training are not there, or the network was trained on
+                pairs and these are none.
         """
-        chosen = self.task.choose_inputs(features, self.source.data)
+        data = recall_columns(self.source, features) if is_table else replace(self.source.data, **NO_NAMES)
+        chosen = self.task.choose_inputs(features, data)
         self._check_inputs(list(chosen))
         return chosen
 
@@ -256,7 +265,9 @@ class Predictor:
 
     def rename(self, table: dict[str, list], features: datasets.Features) -> dict[str, list]:
         """The chosen columns of a table under their canonical names."""
-        return {canonical: table[name] for name, canonical in self.choose_columns(features).items()}
+        is_table = bool(set(self.source.columns) & set(features)) or not CANONICAL & set(features)
+        chosen = self.choose_columns(features, is_table=is_table)
+        return {canonical: table[name] for name, canonical in chosen.items()}
 
 
 def load(
@@ -286,7 +297,31 @@ def load(
 def change_data(source: ModelSource, changes: dict[str, Any]) -> ModelSource:
     """The source with other columns or lengths; what is None stays."""
     given = {name: value for name, value in changes.items() if value is not None}
-    return replace(source, data=replace(source.data, **given))
+    columns = () if NO_NAMES.keys() & given.keys() else source.columns
+    return replace(source, data=replace(source.data, **given), columns=columns)
+
+
+def recall_columns(source: ModelSource, features: datasets.Features) -> DataArguments:
+    """The settings of the run with the columns that it read, which a table has to have unless flags name others.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not source.columns or any(isinstance(feature, datasets.Image) for feature in features.values()):
+        return source.data  # images are found by their type
+    flag = _column_flag(source)
+    if missing := [name for name in source.columns if name not in features]:
+        raise UserError(
+            f"{source.name} reads the column {missing[0]!r}, as in training; found {quote_names(features)}. Name "
+            f"the column to read with `--{flag} X`."
+        )
+    return replace(source.data, **{flag: list(source.columns) if flag == "text_columns" else source.columns[0]})
+
+
+def _column_flag(source: ModelSource) -> str:
+    if source.task.modality == "image":
+        return "image_column"
+    return "source_column" if "source_column" in source.task.flags else "text_columns"
 
 
 def check_window(

@@ -45,6 +45,7 @@ class ModelSource:
         adapter: folder or Hub id, or None for a whole network.
         adapter_revision: of a Hub id.
         record: of its run, if it has one here.
+        columns: of the inputs, by the names that they had in training; a table has to have them.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ModelSource:
     adapter: str | None = None
     adapter_revision: str = "main"
     record: RunRecord | None = field(default=None, repr=False)
+    columns: tuple[str, ...] = ()
 
     @property
     def num_inputs(self) -> int | None:
@@ -87,6 +89,7 @@ def find_source(name: str, revision: str = "main") -> ModelSource:
     if record is not None and not record.model.get("num_parameters"):
         raise UserError(f"{name} is the baseline {record.mode}: its run left scores and no network to ask.")
     data = settings.data if settings else None
+    columns = tuple(record.data.get("columns", ())) if record else ()
     with explained_loading(name):
         path = resolve_model(name)
         file = find_adapter_config_file(path, revision=revision)
@@ -94,7 +97,9 @@ def find_source(name: str, revision: str = "main") -> ModelSource:
             config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
             task = build_task(data.task) if data else _find_task(config, name)
             model = ModelArguments(model_name_or_path=name, model_revision=revision)
-            return ModelSource(name, task, task.read_labels(config), model, data or _defaults(task), record=record)
+            return ModelSource(
+                name, task, task.read_labels(config), model, data or _defaults(task), record=record, columns=columns
+            )
         adapter = json.loads(Path(file).read_text(encoding="utf-8"))
         base = adapter.get("base_model_name_or_path")
         if settings:
@@ -106,7 +111,9 @@ def find_source(name: str, revision: str = "main") -> ModelSource:
     task = build_task(data.task) if data else _find_adapter_task(config, adapter, name)
     labels = _recorded_labels(record) or task.read_labels(config)
     data = data or _defaults(task)
-    return ModelSource(name, task, labels, model, data, adapter=path, adapter_revision=revision, record=record)
+    return ModelSource(
+        name, task, labels, model, data, adapter=path, adapter_revision=revision, record=record, columns=columns
+    )
 
 
 def load_network(source: ModelSource) -> LoadedSource:
