@@ -34,6 +34,7 @@ MAY_IMPORT = {
     },  # the resolved configuration is a file of the run folder, replaced whole as well
     **dict.fromkeys(SERVICES, BASE),
     "tasks": BASE | {"tasks.base", "tasks.processors", "data", "metrics"},
+    "tasks.base": BASE | {"metrics"},
     "models": BASE | {"processor", "tasks.base", "tasks.processors"},
 }
 RUNS = (

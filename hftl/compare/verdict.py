@@ -35,6 +35,7 @@ def compare_pair(
     margin: float,
     alpha: float,
     greater_is_better: bool,
+    is_share: bool = True,
 ) -> Pair:
     """Compare two arms at one size on common seeds and test rows, before any correction for several comparisons.
 
@@ -43,6 +44,7 @@ def compare_pair(
         size: labels.
         margin: differences up to this, in units of the score, do not matter in practice.
         alpha: 1 - confidence of the interval, already shared among the declared looks.
+        is_share: the score lies in [0, 1], so that .01 of it is a point.
 
     Returns:
         An entry of "pairs" that `finish_pairs` completes. Beyond the schema it holds what that needs: `std_error`,
@@ -64,13 +66,15 @@ def compare_pair(
     # Without any spread there is no error to estimate: then one row may differ by as much as a whole score.
     unit = 1.0 if is_binary else float(np.abs(scores_a).max()) if is_constant else 0.0
     interval = stats.crossed_interval(differences, alpha, unit=unit)
-    pair = pair_from_interval(
-        name_a, name_b, interval, size=size, margin=margin, alpha=alpha, greater_is_better=greater_is_better
-    )
-    pair["is_points"] = (
-        greater_is_better
-        and bool(min(scores_a.min(), scores_b.min()) >= 0)
-        and bool(max(scores_a.max(), scores_b.max()) <= 1)
+    pair = _pair_from_interval(
+        name_a,
+        name_b,
+        interval,
+        size=size,
+        margin=margin,
+        alpha=alpha,
+        greater_is_better=greater_is_better,
+        is_share=is_share,
     )
     if len(differences) == 1:
         pair["mcnemar_p"] = stats.mcnemar_exact(scores_a[0], scores_b[0]) if is_binary else None
@@ -80,7 +84,7 @@ def compare_pair(
     return pair
 
 
-def pair_from_interval(
+def _pair_from_interval(
     name_a: str,
     name_b: str,
     interval: Interval,
@@ -89,8 +93,9 @@ def pair_from_interval(
     margin: float,
     alpha: float,
     greater_is_better: bool,
+    is_share: bool,
 ) -> Pair:
-    """An entry of "pairs" from an interval of `crossed_interval` or `crossed_bootstrap` for a minus b."""
+    """An entry of "pairs" from the interval for a minus b."""
     parts = interval.parts
     has_seeds = parts.num_seeds > 1
     pair = {
@@ -116,7 +121,7 @@ def pair_from_interval(
         "margin": float(margin),
         "alpha": float(alpha),
         "greater_is_better": bool(greater_is_better),
-        "is_points": bool(greater_is_better),
+        "is_points": bool(greater_is_better) and is_share,
         "std_error": interval.std_error,
         "df": interval.df,
         "covers": interval.covers,

@@ -20,6 +20,7 @@ from hftl.assets import resolve_model
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.masks import IGNORED_PIXEL, check_masks, choose_image, name_classes, read_masks, to_classes
 from hftl.errors import UserError
+from hftl.metrics.base import Score
 from hftl.metrics.segmentation import (
     PIXEL_COUNTS,
     compute_pixel_report,
@@ -27,7 +28,7 @@ from hftl.metrics.segmentation import (
     spread_mean_iou,
     spread_pixel_accuracy,
 )
-from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.tasks.base import AnswerOptions, Task
 from hftl.tasks.image_classification import (
     CROPS,
     ImageCollator,

@@ -21,8 +21,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from hftl.assets import resolve_model
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.errors import UserError, unknown_name
-from hftl.metrics.rows import linearize
-from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.metrics.base import Score
+from hftl.metrics.spread import linearize
+from hftl.tasks.base import AnswerOptions, Task
 from hftl.tasks.processors import describe_windows, load_tokenizer, map_cached, widen_vocabulary
 
 logger = logging.getLogger(__name__)
