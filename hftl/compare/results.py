@@ -35,7 +35,7 @@ from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_differe
 from hftl.records import RunRecord, read_predictions, write_atomically
 
 RESULTS_FILE, TABLE_FILE = "results.json", "results.parquet"
-SCHEMA = 1
+SCHEMA = 2
 NUM_BINS = 10  # of the reliability diagram
 STORED_PRECISION = 1e-3  # probabilities are stored as float32: two that differ beyond it are a tie there
 LEAK = 0.01  # share of validation or test inputs that train has as well
@@ -102,7 +102,14 @@ def write_results(
         "pairs": pairs,
         **curves,
         "verdict": overall_verdict(
-            pairs, summary, curves["curves"], parity, cost, question, titles={a.name: a.title for a in experiment.arms}
+            pairs,
+            summary,
+            curves["curves"],
+            parity,
+            cost,
+            question,
+            roles={arm.name: arm.kind.role for arm in experiment.arms},
+            titles={arm.name: arm.title for arm in experiment.arms},
         ),
         "parity": parity,
         "cost": cost,
@@ -231,7 +238,7 @@ def describe_arm(arm: Any, cells: Sequence[Finished]) -> dict[str, Any]:
         "name": arm.name,
         "title": arm.title,
         "mode": arm.mode,
-        "is_trained": arm.is_trained,
+        "role": arm.kind.role.value,
         "settings": arm.settings,
         "num_parameters": model.get("num_parameters"),
         "num_trainable_parameters": model.get("num_trainable_parameters"),
@@ -326,9 +333,9 @@ def compute_curves(campaign: Campaign, scores: dict[tuple, Scores]) -> dict[str,
         if not arm.is_chance and np.isfinite(table).any():
             errors[arm.name] = table
     rows = {name: _stack_errors(name, campaign, scores) for name in errors}
-    modes = {arm.name: arm.mode for arm in experiment.arms if arm.name in errors}
+    roles = {arm.name: arm.kind.role for arm in experiment.arms if arm.name in errors}
     titles = {arm.name: arm.title for arm in experiment.arms}
-    return draw_curves(experiment.sizes, errors, modes, rows, titles=titles, is_score=is_up)
+    return draw_curves(experiment.sizes, errors, roles, rows, titles=titles, is_score=is_up)
 
 
 def _stack_errors(arm: str, campaign: Campaign, scores: dict[tuple, Scores]) -> np.ndarray:
@@ -360,7 +367,7 @@ def judge_parity(
     expected = {
         "seeds": list(experiment.seeds),
         "sizes": list(experiment.sizes),
-        "arms": {arm.name: arm.mode for arm in experiment.arms},
+        "arms": {arm.name: arm.kind.role for arm in experiment.arms},
         "trials": experiment.trials,
         "frame": experiment.frame,
         "schedules": {
@@ -376,7 +383,7 @@ def judge_parity(
         "minimum_detectable_difference": question["minimum_detectable_difference"],
     }
     arms = [
-        {"name": arm.name, "mode": arm.mode, "settings": arm.settings, "is_trained": arm.is_trained}
+        {"name": arm.name, "role": arm.kind.role, "keeps_base": arm.kind.keeps_base, "settings": arm.settings}
         for arm in experiment.arms
     ]
     return check_parity(described, question, arms, expected=expected)

@@ -13,9 +13,8 @@ import numpy as np
 from hftl.compare import stats
 from hftl.compare.stats import Interval, Need, VarianceParts
 from hftl.errors import UserError
+from hftl.models.modes import Role
 
-BASELINES = ("tfidf", "probe")  # cheap arms that may win, and must be named where they are not beaten
-FLOORS = ("majority", "prior")  # arms that look at no input: they never win
 MAX_SENTENCES = 6  # pairs of arms that are named one by one where nothing separates them
 MIN_SEEDS = 3  # with two, the seed spread has one degree of freedom: an interval 6.5 times as wide
 
@@ -278,6 +277,7 @@ def overall_verdict(
     cost: Mapping[str, Any],
     question: Mapping[str, Any],
     *,
+    roles: Mapping[str, Role],
     titles: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Which arm from how many labels on, by how much, how surely and at what cost: the entry "verdict".
@@ -285,6 +285,7 @@ def overall_verdict(
     Args:
         pairs: from `finish_pairs`; every two arms that are to be told apart need one, or a chain of "better".
         summary, curves, parity, cost, question: the entries of results.json; any may be empty in a partial campaign.
+        roles: of every arm.
         titles: names of arms for the headline and the lines; those in the pairs' sentences are from `finish_pairs`.
 
     Returns:
@@ -293,7 +294,7 @@ def overall_verdict(
     if (parity or {}).get("is_blocked"):
         return _blocked(parity)
     sizes = sorted({row["size"] for row in [*pairs, *summary]})
-    by_size = [_judge_size(size, pairs, summary) for size in sizes]
+    by_size = [_judge_size(size, pairs, summary, roles) for size in sizes]
     names = {arm: (titles or {}).get(arm, arm) for judged in by_size for arm in judged.arms}
     if not any(len(judged.arms) > 1 for judged in by_size):
         found = f"only {_join(sorted(names.values()))} has finished" if names else "no arm has finished"
@@ -302,7 +303,7 @@ def overall_verdict(
     segments = _segment(by_size)
     status = "decided" if any(segment[0].winner for segment in segments) else "undecided"
     lines = [line for segment in segments for line in _explain(segment, pairs, summary, cost, names)]
-    lines += _say_surety(pairs, question) + _find_unbeaten_baselines(by_size, pairs, summary, names)
+    lines += _say_surety(pairs, question) + _find_unbeaten_baselines(by_size, pairs, summary, titles or {}, roles)
     lines += _say_limits(by_size, summary, curves, names) + _list_flags(parity, "warns")
     return _verdict(_headline(segments, names), status, lines, _plan_next(by_size, pairs, summary, cost, names))
 
@@ -324,11 +325,13 @@ def _list_flags(parity: Mapping[str, Any], severity: str) -> list[str]:
     return [f"{word}: {flag['what']} ({', '.join(flag['arms']) or 'all arms'}): {flag['detail']}" for flag in flags]
 
 
-def _judge_size(size: int, pairs: Sequence[Pair], summary: Sequence[Mapping[str, Any]]) -> SizeVerdict:
+def _judge_size(
+    size: int, pairs: Sequence[Pair], summary: Sequence[Mapping[str, Any]], roles: Mapping[str, Role]
+) -> SizeVerdict:
     here = [pair for pair in pairs if pair["size"] == size]
     paired = [arm for pair in here for arm in (pair["a"], pair["b"])]
     finished = [row["arm"] for row in summary if row["size"] == size]
-    arms = [arm for arm in dict.fromkeys([*finished, *paired]) if arm not in FLOORS]
+    arms = [arm for arm in dict.fromkeys([*finished, *paired]) if roles[arm] is not Role.CHANCE]
     beaten = {pair["b"] if pair["verdict"] == "better" else pair["a"] for pair in here if _is_decided(pair)}
     unbeaten = [arm for arm in arms if arm not in beaten]
     rivals = [(a, b) for number, a in enumerate(unbeaten) for b in unbeaten[number + 1 :]]
@@ -468,13 +471,14 @@ def _find_unbeaten_baselines(
     by_size: Sequence[SizeVerdict],
     pairs: Sequence[Pair],
     summary: Sequence[Mapping[str, Any]],
-    names: Mapping[str, str],
+    titles: Mapping[str, str],
+    roles: Mapping[str, Role],
 ) -> list[str]:
-    """Cheap arms that the best trained arm is not shown to beat, at the largest size that has them."""
+    """Cheap arms and chance that the best trained arm is not shown to beat, at the largest size that has them."""
     lines = []
-    for baseline in (*BASELINES, *FLOORS):
+    for baseline in [arm for arm, role in roles.items() if not role.is_trained]:
         judged = next((j for j in reversed(by_size) if _has(baseline, j.size, pairs, summary)), None)
-        rivals = [arm for arm in judged.arms if arm not in BASELINES] if judged else []
+        rivals = [arm for arm in judged.arms if roles[arm].is_trained] if judged else []
         if not rivals:
             continue
         found = [(arm, _find_pair(pairs, arm, baseline, judged.size)) for arm in rivals]
@@ -484,7 +488,7 @@ def _find_unbeaten_baselines(
             if pair and _is_decided(pair) and (pair["a"] == arm) == (pair["verdict"] == "better")
         ]
         if not wins:
-            title, where = names.get(baseline, baseline), f"at {judged.size:,} labels"
+            title, where = titles.get(baseline, baseline), f"at {judged.size:,} labels"
             how = "no trained arm is shown to beat" if any(pair for _, pair in found) else "no arm was compared with"
             lines.append(f"Baseline: {how} {title} {where}.")
     return lines
