@@ -17,8 +17,9 @@ from hftl.assets import resolve_model
 from hftl.data.boxes import MAX_BOXES, choose_picture, read_boxes, read_rows
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.errors import UserError
+from hftl.metrics.base import Score
 from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spread_f1
-from hftl.tasks.base import Score, Task
+from hftl.tasks.base import Task
 from hftl.tasks.box_losses import FAMILIES, expose_layers, sum_sigmoid_loss
 from hftl.tasks.image_classification import (
     CROPS,

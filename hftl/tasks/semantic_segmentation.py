@@ -21,6 +21,7 @@ from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.mask_numbers import IGNORED_PIXEL, to_classes
 from hftl.data.masks import check_masks, choose_image, coding_of, name_classes, read_masks
 from hftl.errors import UserError
+from hftl.metrics.base import Score
 from hftl.metrics.segmentation import (
     PIXEL_COUNTS,
     compute_pixel_report,
@@ -28,7 +29,7 @@ from hftl.metrics.segmentation import (
     spread_mean_iou,
     spread_pixel_accuracy,
 )
-from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.tasks.base import AnswerOptions, Task
 from hftl.tasks.image_classification import (
     CROPS,
     ImageCollator,
