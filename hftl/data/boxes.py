@@ -12,8 +12,8 @@ import datasets
 import numpy as np
 
 from hftl.data.columns import choose_named
-from hftl.data.files import IMAGE_PATH_NAMES
 from hftl.data.masks import upright_size
+from hftl.data.paths import IMAGE_PATH_NAMES
 from hftl.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import datasets
 import numpy as np
 
-from hftl.data.files import IMAGE_PATH_NAMES
+from hftl.data.paths import IMAGE_PATH_NAMES
 from hftl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:

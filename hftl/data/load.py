@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import datasets
 
 from hftl import assets
-from hftl.data import files
+from hftl.data import files, folders
 from hftl.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _image_bytes(image: dict | None) -> bytes:
 def _read_dataset(args: "DataArguments", options: dict) -> dict[str, datasets.Dataset]:
     name, path = args.dataset, Path(args.dataset).expanduser()
     if path.is_dir():
-        return files.read_folder(path, **options)
+        return folders.read_folder(path, **options)
     if path.is_file():
         return files.read_tables({"train": str(path)}, **options)
     if assets.is_bundled(name):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hftl.data.columns import choose_named
-from hftl.data.files import IMAGE_PATH_NAMES, MASK_NAMES
+from hftl.data.paths import IMAGE_PATH_NAMES, MASK_NAMES
 from hftl.errors import UserError
 from hftl.records import count_cores
 

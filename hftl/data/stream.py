@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from hftl.data import coco, conll, files
 from hftl.data.load import load_splits
+from hftl.data.paths import is_image
 from hftl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ _TABLES = {*files.SPLIT_NAMES, "metadata"}
 
 
 def _stream_images(folder: Path) -> Stream:
-    paths = sorted(filter(files.is_image, folder.rglob("*")))
+    paths = sorted(filter(is_image, folder.rglob("*")))
     if not paths:
         raise UserError(f"{folder} holds no images.")
     named = [str(path.relative_to(folder)) for path in paths]
@@ -138,7 +139,7 @@ def _stream_image_columns(columns: dict[str, list[str]]) -> Stream:
 def _stream_file(path: Path, modality: str) -> Stream:
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); give rows.")
-    if modality == "image" and files.is_image(path):
+    if modality == "image" and is_image(path):
         return _stream_image_columns({"image": [str(path)], "file": [path.name]})
     kind = files.TABLE_FORMATS.get(files.ending(path))
     if kind == "parquet":
