@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hftl.data import coco, conll, spans
-from hftl.data.paths import resolve_images
+from hftl.data.paths import check_regular, resolve_images
 from hftl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,11 @@ def read_tables(
         UserError: a file is missing, of an unknown kind, unreadable or without rows.
     """
     return {
-        split: resolve_images(_read_table(Path(path).expanduser(), set(text_columns)), path, image_column)
+        split: resolve_images(
+            _read_table(Path(path).expanduser(), set(text_columns)),
+            Path(path).expanduser().absolute().parent,
+            image_column,
+        )
         for split, path in files.items()
     }
 
@@ -89,6 +93,7 @@ def ending(path: str | Path) -> str:
 
 
 def _read_table(path: Path, text_columns: set[str]) -> datasets.Dataset:
+    check_regular(path)
     if not path.is_file():
         raise UserError(f"There is no file {path} (working folder: {Path.cwd()}).")
     if ending(path) == ".txt" and not conll.is_conll(path):

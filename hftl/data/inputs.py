@@ -4,19 +4,17 @@ This module must not compare rows, and must not drop or change one.
 """
 
 import hashlib
-import io
 import itertools
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import datasets
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hftl.data.images import ImageFault, decode_image, explained_decoding, load_bytes, open_image, strict_pillow
 from hftl.data.similarity import THUMBNAIL, describe_images
 from hftl.records import count_cores
 
@@ -46,8 +44,7 @@ def look_at(rows: datasets.Dataset, split: str, modality: str) -> list[Look]:
     """One look at each row of a split in canonical columns."""
     if modality != "image":
         return list(_look_at_texts(rows))
-    with warnings.catch_warnings():  # of an image that is too large: it is a fault here
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with strict_pillow():
         return list(_look_at_images(rows, split))
 
 
@@ -76,7 +73,6 @@ def list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]
 
 def _look_at_images(rows: datasets.Dataset, split: str) -> Iterator[Look]:
     images = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    Image.preinit()  # threads would race to register Pillow's plugins
     batches = (images[start : start + BATCH]["image"] for start in range(0, len(images), BATCH))
     with (
         ThreadPoolExecutor(count_cores()) as pool,
@@ -98,37 +94,17 @@ def _look_at_batch(images: list[dict | None]) -> list[Look]:
 
 def _look_at_image(image: dict | None, thumbnail: np.ndarray) -> Look:
     """All but the signature, for which the thumbnail [THUMBNAIL, THUMBNAIL, 3] is filled."""
-    path, data = (image["path"], image["bytes"]) if image else (None, None)
-    if data is None and path is None:
-        return Look("no image")
+    path, data = image["path"] if image else None, b""
     try:
-        if data is None and Path(path).exists() and not Path(path).is_file():  # a pipe or a device has no end
-            return Look("unreadable file", path=path)
-        data = Path(path).read_bytes() if data is None else data
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        return Look("missing file" if isinstance(error, FileNotFoundError) else "unreadable file", path=path)
-    return Look(_decode(data, thumbnail), hashlib.sha256(data).digest(), path=path)
-
-
-def _decode(data: bytes, thumbnail: np.ndarray) -> str | None:
-    """Decodes an image to the end, which `Image.verify` does not: it does not see that a JPEG is cut off."""
-    if not data:
-        return "empty image file"
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            # Pillow warns from its limit on and refuses twice as many; a warning would come from every later reader.
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                return "image with too many pixels"
-            drafted = image.draft(None, (THUMBNAIL, THUMBNAIL))  # a JPEG is read to its end and scaled on the way
-            image.load()
-            image.getexif()  # `datasets` reads it to turn the image upright
-            thumbnail[:] = _make_thumbnail(image, drafted[1] if drafted else None)
-    except Image.DecompressionBombError:
-        return "image with too many pixels"
-    # Each format of Pillow fails in its own way: OSError, SyntaxError, ValueError, struct.error, ...
-    except Exception:
-        return "corrupt image"
-    return None
+        data = load_bytes(image)
+        opened = open_image({"bytes": data, "path": path})
+        drafted = opened.draft(None, (THUMBNAIL, THUMBNAIL))  # a JPEG is read to its end and scaled on the way
+        decode_image(opened)
+        with explained_decoding(path):
+            thumbnail[:] = _make_thumbnail(opened, drafted[1] if drafted else None)
+    except ImageFault as fault:
+        return Look(fault.kind, hashlib.sha256(data).digest() if data else b"", path=path)
+    return Look(None, hashlib.sha256(data).digest(), path=path)
 
 
 def _make_thumbnail(image: Image.Image, box: tuple[float, ...] | None = None) -> np.ndarray:

@@ -4,7 +4,6 @@ After `read_masks` all data look alike: `row_id`, `image`, `mask`, both `dataset
 class in each pixel, and 255 where nothing is to be learnt. Must not know networks or sizes that they read.
 """
 
-import io
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from hftl.data.columns import choose_named
-from hftl.data.paths import IMAGE_PATH_NAMES, MASK_NAMES
+from hftl.data.images import ImageFault, find_turned_size, read_image, strict_pillow
+from hftl.data.paths import IMAGE_PATH_NAMES, MASK_NAMES, to_images
 from hftl.errors import UserError
 from hftl.records import count_cores
 
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 IGNORED_PIXEL = 255  # in a mask file: nothing is known of this pixel
 MASK_MODES = ("L", "P", "1", "I", "I;16")  # of Pillow: one number a pixel
-SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF tag Orientation of images that lie on their side
-ORIENTATION = 0x0112
 BATCH = 64  # rows that a thread looks at in one go
 
 
@@ -41,14 +39,14 @@ def read_masks(splits: datasets.DatasetDict, args: Any) -> datasets.DatasetDict:
         choose_image(splits["train"].features, args): "image",
         choose_mask(splits["train"].features, args): "mask",
     }
-    return datasets.DatasetDict({split: _standardize(rows, names) for split, rows in splits.items()})
+    return datasets.DatasetDict({split: _standardize(rows, names, args) for split, rows in splits.items()})
 
 
-def _standardize(rows: datasets.Dataset, names: dict[str, str]) -> datasets.Dataset:
-    rows = rows.with_format(None).select_columns(list(names)).rename_columns(names)
-    rows = rows.add_column("row_id", np.arange(len(rows), dtype=np.int64))
-    for name in ("image", "mask"):
-        rows = rows.cast_column(name, datasets.Image(decode=True))
+def _standardize(rows: datasets.Dataset, names: dict[str, str], args: Any) -> datasets.Dataset:
+    rows = rows.with_format(None).select_columns(list(names))
+    for name in names:
+        rows = to_images(rows, name, args)
+    rows = rows.rename_columns(names).add_column("row_id", np.arange(len(rows), dtype=np.int64))
     return rows.select_columns(["row_id", "image", "mask"])
 
 
@@ -97,8 +95,7 @@ def check_masks(rows: datasets.Dataset, split: str, num_classes: int, args: Any)
     """
     raw = rows.cast_column("image", datasets.Image(decode=False)).cast_column("mask", datasets.Image(decode=False))
     batches = (raw[start : start + BATCH] for start in range(0, len(raw), BATCH))
-    Image.preinit()  # threads would race to register Pillow's plugins
-    with ThreadPoolExecutor(count_cores()) as pool:
+    with strict_pillow(), ThreadPoolExecutor(count_cores()) as pool:
         looks = pool.map(lambda batch: list(_look(batch, num_classes, args.reduce_labels)), batches)
         found = [item for items in looks for item in items]
     faults = [item for item in found if isinstance(item, _Fault)]
@@ -120,7 +117,7 @@ def _look(batch: dict[str, list], num_classes: int, is_reduced: bool) -> Iterato
     for row_id, image, mask in zip(batch["row_id"], batch["image"], batch["mask"], strict=True):
         text = _find_fault(image, mask)
         if text is None:
-            numbers = set(np.unique(to_classes(_open(mask), is_reduced=is_reduced)).tolist()) - {IGNORED_PIXEL}
+            numbers = set(np.unique(to_classes(read_image(mask), is_reduced=is_reduced)).tolist()) - {IGNORED_PIXEL}
             if max(numbers, default=0) < num_classes:
                 yield numbers
                 continue
@@ -135,11 +132,10 @@ def _find_fault(image: dict | None, mask: dict | None) -> str | None:
     if mask is None:
         return "it has no mask. Add it, or remove the row."
     try:
-        with _open(mask) as opened:
-            mode, found = opened.mode, opened.size
-            opened.load()
-    except Exception as error:  # each format of Pillow fails in its own way
-        return f"{_name(mask)} cannot be read: {error}. Repair it, or remove the row."
+        opened = read_image(mask)
+    except ImageFault as fault:
+        return f"{_name(mask)} cannot be read: {fault}. Repair it, or remove the row."
+    mode, found = opened.mode, opened.size
     if mode not in MASK_MODES:
         return (
             f"{_name(mask)} is an image of mode {mode}; expected one number a pixel (mode L or P). Turn colours into "
@@ -155,17 +151,11 @@ def _find_fault(image: dict | None, mask: dict | None) -> str | None:
 
 
 def upright_size(image: dict | None) -> tuple[int, int] | None:
-    """Width and height as `datasets` turns the image; None for one that cannot be read, which the audit says."""
+    """Width and height of the upright image; None for one that cannot be read, which the audit says."""
     try:
-        with _open(image) as opened:
-            size = opened.size
-            return size[::-1] if opened.getexif().get(ORIENTATION) in SIDEWAYS else size
-    except Exception:
+        return find_turned_size(image)
+    except ImageFault:
         return None
-
-
-def _open(image: dict) -> Image.Image:
-    return Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"])
 
 
 def _name(mask: dict) -> str:

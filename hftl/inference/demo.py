@@ -122,7 +122,7 @@ def read_examples(predictor: Predictor) -> list[list[Any]]:
 def _build_inputs(predictor: Predictor) -> list[Any]:
     gr = _gradio()
     if predictor.task.modality == "image":
-        return [gr.Image(type="pil", sources=["upload", "clipboard"], label="Image", height=280)]
+        return [gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280)]
     names = {"language": ["Prompt"]}.get(predictor.task.modality, ["Text", "Pair"][: predictor.source.num_inputs or 1])
     return [gr.Textbox(label=name, lines=3, max_lines=12) for name in names]
 

@@ -17,7 +17,9 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
+from hftl.data.images import read_image, strict_pillow
 from hftl.data.language import read_chat
+from hftl.data.paths import resolve_path
 from hftl.errors import UserError
 from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
 from hftl.merge import TOLERANCE, fold_adapter
@@ -104,7 +106,7 @@ class Predictor:
         *,
         on_bad_rows: str = "error",
         first: int = 0,
-        folder: Path = Path(),
+        folder: Path | None = None,
     ) -> dict[str, list]:
         """Answer one window.
 
@@ -113,7 +115,7 @@ class Predictor:
             options: what is asked for.
             on_bad_rows: `error`, or `skip` for an answer of None.
             first: `row_id` of the first row.
-            folder: which paths of images are relative to.
+            folder: which paths of images are relative to; None: they are the caller's own words.
 
         Returns:
             `row_id` and the columns of the task, in the order of the rows.
@@ -274,7 +276,7 @@ def change_data(source: ModelSource, changes: dict[str, Any]) -> ModelSource:
     return replace(source, data=replace(source.data, **given))
 
 
-def check_window(columns: dict[str, list], folder: Path) -> tuple[dict[str, list], list[str | None]]:
+def check_window(columns: dict[str, list], folder: Path | None) -> tuple[dict[str, list], list[str | None]]:
     """Texts as texts, images decoded, chats in the usual words; and what is wrong with each row."""
     readers: dict[str, Callable[[Any], Any]] = {
         "image": lambda value: _read_image(value, folder),
@@ -299,7 +301,7 @@ def _read_all(values: list, read: Callable[[Any], Any], name: str) -> Iterable[A
 
     if name != "image":
         return map(attempt, values)
-    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
+    with strict_pillow(), ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
         return list(pool.map(attempt, values))
 
 
@@ -317,16 +319,13 @@ def _read_words(value: Any) -> list[str]:
     return words
 
 
-def _read_image(value: Any, folder: Path) -> Image.Image:
-    """Upright and decoded, as `datasets` does it for training."""
-    if isinstance(value, Image.Image):
-        return value
-    if value is None or value == "":
-        raise UserError("no image")
-    fields = value if isinstance(value, dict) else {"bytes": None, "path": str(folder / Path(value).expanduser())}
-    if fields.get("bytes") is None and not Path(fields["path"]).is_file():
-        raise UserError(f"there is no file {fields['path']}")
-    return datasets.Image().decode_example(fields)
+def _read_image(value: Any, folder: Path | None) -> Image.Image:
+    """As `read_image`; what data name lies below their folder, what a caller names is a path like any other."""
+    fields = value if isinstance(value, dict) else {"path": value} if isinstance(value, (str, Path)) else None
+    if fields and fields.get("bytes") is None and fields.get("path"):
+        path = str(fields["path"])
+        value = Path(path).expanduser() if folder is None else resolve_path(path, folder)
+    return read_image(value)
 
 
 def _find_device() -> torch.device:

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
+from hftl.data.images import read_images
 from hftl.errors import UserError
 from hftl.tasks.base import build_label_tensor
 from hftl.tasks.labelled import LabelledTask
@@ -57,7 +58,8 @@ class ImageClassification(LabelledTask):
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def resize(rows: dict[str, list]) -> dict[str, list]:
-            return {"row_id": rows["row_id"], "labels": rows["label"], **self.encode(rows, processor, args)}
+            images = read_images(rows["image"], rows["row_id"])
+            return {"row_id": rows["row_id"], "labels": rows["label"], **resize_images(images, processor)}
 
         key = {
             "rows": fingerprint,
@@ -65,7 +67,7 @@ class ImageClassification(LabelledTask):
             "backend": type(processor).__name__,
             "transformers": transformers.__version__,
         }
-        dataset = dataset.cast_column("image", datasets.Image(decode=True))
+        dataset = dataset.cast_column("image", datasets.Image(decode=False))
         return map_cached(dataset, resize, key, batch_size=64, description="Resizing images")
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "ImageCollator":

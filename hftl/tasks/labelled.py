@@ -33,7 +33,7 @@ class LabelledTask(Task):
     has_baselines = True
 
     def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, LabelInfo]:
-        splits = standardize_columns(raw, choose_columns(raw, args, self.modality), self.modality)
+        splits = standardize_columns(raw, choose_columns(raw, args, self.modality), self.modality, args)
         if args.only_labels:
             splits = keep_labels(splits, args.only_labels)
         info = build_labels(splits, args.problem_type, args.label_delimiter)
@@ -41,7 +41,7 @@ class LabelledTask(Task):
 
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
         columns = choose_columns(datasets.DatasetDict(train=rows), args, self.modality)
-        rows = standardize_columns(datasets.DatasetDict(train=rows), columns, self.modality)["train"]
+        rows = standardize_columns(datasets.DatasetDict(train=rows), columns, self.modality, args)["train"]
         if args.only_labels:  # as in training: rows of other classes are no part of what was asked
             rows = keep_labels(datasets.DatasetDict(evaluated=rows), args.only_labels)["evaluated"]
         name = "the new data"

@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
 from hftl.data.boxes import MAX_BOXES, choose_picture, read_boxes, read_rows
+from hftl.data.images import read_images
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.errors import UserError
 from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spread_f1
@@ -94,12 +95,13 @@ class ObjectDetection(Task):
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def resize(rows: dict[str, list]) -> dict[str, list]:
-            shares = [_to_shares(b, i.size) for b, i in zip(rows["boxes"], rows["image"], strict=True)]
+            images = read_images(rows["image"], rows["row_id"])
+            shares = [_to_shares(b, i.size) for b, i in zip(rows["boxes"], images, strict=True)]
             return {
                 "row_id": rows["row_id"],
                 "corners": [part.ravel().tolist() for part in shares],
                 "classes": rows["classes"],
-                **resize_images(rows["image"], processor),
+                **resize_images(images, processor),
             }
 
         key = {
@@ -109,6 +111,7 @@ class ObjectDetection(Task):
             "backend": type(processor).__name__,
             "transformers": transformers.__version__,
         }
+        dataset = dataset.cast_column("image", datasets.Image(decode=False))
         return map_cached(dataset, resize, key, batch_size=64, description="Resizing images")
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "BoxCollator":

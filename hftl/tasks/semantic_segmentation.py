@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
+from hftl.data.images import read_images
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.masks import IGNORED_PIXEL, check_masks, choose_image, name_classes, read_masks, to_classes
 from hftl.errors import UserError
@@ -101,9 +102,10 @@ class SemanticSegmentation(Task):
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def resize(rows: dict[str, list]) -> dict[str, list]:
-            pixels = resize_images(rows["image"], processor)
+            pixels = resize_images(read_images(rows["image"], rows["row_id"]), processor)
             side = (pixels["width"][0], pixels["height"][0])
-            masks = [_resize(to_classes(mask, is_reduced=args.reduce_labels), side) for mask in rows["mask"]]
+            masks = read_images(rows["mask"], rows["row_id"])
+            masks = [_resize(to_classes(mask, is_reduced=args.reduce_labels), side) for mask in masks]
             return {"row_id": rows["row_id"], "classes": [mask.tobytes() for mask in masks], **pixels}
 
         key = {
@@ -113,6 +115,8 @@ class SemanticSegmentation(Task):
             "reduce_labels": args.reduce_labels,
             "transformers": transformers.__version__,
         }
+        for name in ("image", "mask"):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
         return map_cached(dataset, resize, key, batch_size=64, description="Resizing images and masks")
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "MaskCollator":
