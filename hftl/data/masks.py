@@ -44,9 +44,10 @@ def read_masks(splits: datasets.DatasetDict, args: Any) -> datasets.DatasetDict:
 
 def _standardize(rows: datasets.Dataset, names: dict[str, str], args: Any) -> datasets.Dataset:
     rows = rows.with_format(None).select_columns(list(names))
+    rows = rows.add_column("row_id", np.arange(len(rows), dtype=np.int64))
     for name in names:
         rows = to_images(rows, name, args)
-    rows = rows.rename_columns(names).add_column("row_id", np.arange(len(rows), dtype=np.int64))
+    rows = rows.rename_columns(names)
     return rows.select_columns(["row_id", "image", "mask"])
 
 
