@@ -1,4 +1,4 @@
-"""Paths in data stay below the folder of their table, in every reader; full paths of tables and links of users work."""
+"""Paths in data stay below the folder of their table, in every reader; full paths and links of users work."""
 
 import json
 import os
