@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -13,6 +13,7 @@ from scipy import special
 from tqdm.auto import tqdm
 
 from hftl.compare.stats import score_interval
+from hftl.config import DataArguments
 from hftl.data.faults import leave_out
 from hftl.data.inputs import list_texts
 from hftl.data.load import compute_fingerprint, load_splits
@@ -112,14 +113,21 @@ def evaluate(predictor: Predictor, source: str) -> Evaluation:
 def prepare_rows(predictor: Predictor, source: str) -> datasets.Dataset:
     """Model inputs of a source with labels that the network knows."""
     name, split = split_name(source)
-    return encode_rows(predictor, pick_split(load_splits(name_source(predictor.source.data, name)), split, name))
+    data = name_source(predictor.source.data, name)
+    return encode_rows(predictor, pick_split(load_splits(data), split, name), data)
 
 
-def encode_rows(predictor: Predictor, raw: datasets.Dataset) -> datasets.Dataset:
-    """Raw rows with labels -> model inputs."""
-    task, labels, data = predictor.task, predictor.source.labels, predictor.source.data
+def encode_rows(predictor: Predictor, raw: datasets.Dataset, data: DataArguments | None = None) -> datasets.Dataset:
+    """Raw rows with labels -> model inputs.
+
+    Args:
+        predictor: the network.
+        raw: rows as they were loaded.
+        data: what loaded them; None: what loaded those of the run.
+    """
+    task, data, labels = predictor.task, data or predictor.source.data, predictor.source.labels
     if task.modality != "language":  # whose column to go on from is not all that is learnt
-        data = recall_columns(predictor.source, raw.features)
+        data = recall_columns(replace(predictor.source, data=data), raw.features)
     known = task.read_known(raw, data, labels)
     faults = list(task.find_faults(known, labels))
     if task.modality != "image":
