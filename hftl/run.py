@@ -29,6 +29,7 @@ from hftl.models.head import head_modules
 from hftl.models.load import LoadedModel, correct_momentum, find_commit, load_config
 from hftl.models.modes import Mode, count_parameters, find_mode
 from hftl.models.quantization import is_quantized
+from hftl.models.reading import explained_reading
 from hftl.precision import choose_autocast, describe_precision
 from hftl.pretraining import check_pretraining, continue_pretraining
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
@@ -120,7 +121,8 @@ def run(
         head = read_head(checkpoint)
         if checkpoint is None:
             wanted = mode.choose_head_init(task, args.model.head_init)
-            head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
+            with explained_reading(loaded.network):
+                head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
     with ledger.bucket("startup"):
         coverage = mode.cover(loaded.network, args.model, heads, sample_inputs(args, rows["train"], collator))
         network = adapt_for_training(args, mode, task, loaded, heads)
