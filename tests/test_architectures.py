@@ -10,7 +10,7 @@ from hftl.errors import UserError
 from hftl.run import run
 from hftl.tasks import TASKS
 from tests import tiny
-from tests.architectures import list_architectures, write_checkpoint
+from tests.architectures import NotTiny, list_architectures, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of each of these networks its own
 
