@@ -166,9 +166,8 @@ def run(
                 write_predictions(folder, task.describe_predictions(kept, rows[split], examples.labels))
                 record.files = record_files(folder)
         with ledger.bucket("evaluation"):
-            if args.training.world_size == 1 and (
-                texts := draw_samples(network, task, processor, examples.splits[split])
-            ):
+            samples = examples.splits[split]
+            if texts := draw_samples(network, task, processor, samples, args.training.world_size):
                 record.metrics[split]["samples"] = texts
         record.cost |= memory.describe()
         record.history = [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
