@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 
 from benchmarks.claims import CLAIMS, measure
-from hftl.records import describe_environment
+from hftl.run_record import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
 

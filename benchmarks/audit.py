@@ -35,9 +35,9 @@ from hftl.data.audit import audit
 from hftl.data.inputs import look_at
 from hftl.data.labels import REGRESSION, LabelInfo
 from hftl.data.similarity import group_images, group_texts, list_words
-from hftl.examples import load_examples
-from hftl.records import describe_environment
+from hftl.run_record import describe_environment
 from hftl.tasks import build_task
+from hftl.training_data import load_examples
 
 RESULT = Path(__file__).parent / "results" / "audit.json"
 INFO = LabelInfo(REGRESSION, ("value",))  # labels play no part here
@@ -86,7 +86,7 @@ def time_run(**flags: int) -> dict[str, float]:
         return found
 
     start = time.perf_counter()
-    with unittest.mock.patch("hftl.examples.audit", timed):
+    with unittest.mock.patch("hftl.training_data.audit", timed):
         examples = load_examples(args.data, build_task(args.data.task), 0)
     total = time.perf_counter() - start
     num_rows = sum(map(len, examples.splits.values()))

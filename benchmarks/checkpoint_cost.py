@@ -20,10 +20,10 @@ from pathlib import Path
 import transformers
 
 from hftl.config import parse_args
-from hftl.records import describe_environment
-from hftl.resuming import checkpoints
-from hftl.run import run
-from hftl.trainer import FineTuningTrainer
+from hftl.run_record import describe_environment
+from hftl.training import checkpoints
+from hftl.training.run import run
+from hftl.training.trainer import FineTuningTrainer
 
 RESULTS = Path(__file__).parent / "results" / "checkpoint-cost.json"
 

@@ -16,12 +16,12 @@ import torch
 import transformers
 
 from hftl.config import parse_args
-from hftl.estimation.live_memory import LiveMemory
-from hftl.estimation.step import Plan, Shape, Simulator, _compute_loss, _forward, build_network
 from hftl.models.head import head_modules
 from hftl.models.load import read_config
 from hftl.models.modes import find_mode
-from hftl.records import describe_environment
+from hftl.preview.live_memory import LiveMemory
+from hftl.preview.step import Plan, Shape, Simulator, _compute_loss, _forward, build_network
+from hftl.run_record import describe_environment
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
 

@@ -6,9 +6,9 @@
 
 - llama: LoRA on every linear layer of an 8B Llama, one packed sequence of 4,096 tokens a step. Ours: with and without
   activation checkpoints, the loss over chunks. Stock: checkpoints, float32 logits of all tokens.
-- bert: BERT-base, all weights, 128 real tokens a row. Ours: `hftl.run`. Stock: `Trainer` at its defaults (batch 8,
+- bert: BERT-base, all weights, 128 real tokens a row. Ours: `hftl.train`. Stock: `Trainer` at its defaults (batch 8,
   float32), and with the batch of ours and `--bf16`. Data-free: one batch that stays on the GPU, again and again.
-- vit: ViT-B/16 at 224 px, JPEG files of 500 x 375 px. Ours: `hftl.run`, which decodes and resizes once (its seconds
+- vit: ViT-B/16 at 224 px, JPEG files of 500 x 375 px. Ours: `hftl.train`, which decodes and resizes once (its seconds
   are given). Stock: the transform of the public example script (decode, random crop and flip, normalize, each time
   anew), with no worker as by default and with eight. Both with batch 128 and bfloat16.
 
@@ -104,22 +104,22 @@ def describe_speed(rate: float, tokens: int, config: Any) -> dict[str, Any]:
 
 
 def time_ours(words: list[str], settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """`hftl.run` with its defaults but for the batch and the number of steps."""
-    import hftl.run
+    """`hftl.training.run` with its defaults but for the batch and the number of steps."""
+    import hftl.training.run
     from hftl.config import parse_args
 
-    clock, build = StepClock(settings["warm_up"], settings["steps"]), hftl.run.build_trainer
+    clock, build = StepClock(settings["warm_up"], settings["steps"]), hftl.training.run.build_trainer
 
     def build_trainer(*args: Any) -> Any:
         trainer = build(*args)
         trainer.add_callback(clock)
         return trainer
 
-    with tempfile.TemporaryDirectory(dir=folder) as out, mock.patch.object(hftl.run, "build_trainer", build_trainer):
+    with tempfile.TemporaryDirectory(dir=folder) as out, mock.patch("hftl.training.run.build_trainer", build_trainer):
         words = [*words, "--max_steps", str(settings["steps"]), "--output_dir", f"{out}/run"]
         words += ["--per_device_train_batch_size", str(settings["batch"]), "--disable_tqdm", "true"]
         args = parse_args(words, mode="full")
-        record = hftl.run.run(args)
+        record = hftl.training.run.run(args)
     return {
         "rate": clock.rate(settings["batch"]),
         "precision": record.environment["precision"],
@@ -405,7 +405,7 @@ def summarize(parts: dict[str, list]) -> dict[str, dict[str, float]]:
 
 def main(words: list[str] | None = None) -> int:
     """Run the parts that there is time for; returns 1 if a side failed."""
-    from hftl.records import describe_environment
+    from hftl.run_record import describe_environment
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))

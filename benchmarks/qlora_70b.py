@@ -295,7 +295,7 @@ def describe_case(name: str, record: dict[str, Any]) -> str:
 
 def write_results(content: dict[str, Any], output: Path) -> None:
     """To `output`, and into the folder of the environment variable OUT if there is one."""
-    from hftl.records import write_atomically
+    from hftl.runtime.files import write_atomically
 
     # What is not a finite number becomes its name: JSON has none.
     text = json.dumps(json.loads(json.dumps(content), parse_constant=str), indent=1) + "\n"
@@ -333,7 +333,7 @@ def main(words: list[str] | None = None) -> int:
     if options.plan:
         print(describe_plan(shapes, options.sequence_length))
         return 0
-    from hftl.records import describe_environment
+    from hftl.run_record import describe_environment
 
     cap_memory()
     environment = describe_environment()

@@ -23,7 +23,7 @@ from hftl.config import DataArguments
 from hftl.data.load import load_splits
 from hftl.data.stream import open_stream
 from hftl.errors import UserError
-from hftl.records import describe_environment
+from hftl.run_record import describe_environment
 
 RESULT = Path(__file__).parent / "results" / "reading.json"
 SIZES = (125_000, 250_000, 500_000, 1_000_000)

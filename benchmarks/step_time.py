@@ -21,7 +21,7 @@ import transformers
 from hftl.assets import resolve_model
 from hftl.cost.ledger import Ledger
 from hftl.tasks import build_task
-from hftl.trainer import FineTuningTrainer
+from hftl.training.trainer import FineTuningTrainer
 
 STEP_SECONDS = 0.02
 NUM_TURNS, NUM_STEPS, NUM_WARM = 8, 60, 10

@@ -4,8 +4,8 @@ import csv
 from pathlib import Path
 
 from hftl.config import parse_args
-from hftl.examples import load_examples
 from hftl.tasks import build_task
+from hftl.training_data import load_examples
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "configs" / "wordnet.yaml"
 

@@ -5,7 +5,7 @@
 
 The two sides run in turn, three times each with seeds 0, 1, 2, each in a process of its own: same checkpoint, rows,
 batch, rate, schedule and random start of the head, no augmentation. Stock: `transformers.Trainer` with dynamic padding
-for text; for images a transform that decodes and processes each image when it is loaded. Ours: `hftl.run`. The clock
+for text; for images a transform that decodes and processes each image when it is loaded. Ours: `hftl.train`. The clock
 runs from `train()` to its return; what is prepared before (ours: resized images) is reported beside it. Writes
 `benchmarks/results/throughput-KIND.json`.
 """
@@ -28,11 +28,11 @@ from transformers import Trainer, TrainingArguments
 
 from hftl.assets import resolve_model
 from hftl.config import Arguments, parse_args
-from hftl.examples import load_examples
-from hftl.processor import SPIN_COUNT
-from hftl.records import describe_environment
-from hftl.run import run
+from hftl.run_record import describe_environment
+from hftl.runtime.cpu import SPIN_COUNT
 from hftl.tasks import build_task
+from hftl.training.run import run
+from hftl.training_data import load_examples
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = "--head_init random --lr_scheduler_type linear --weight_decay 0 --warmup_steps 0 --disable_tqdm true"
@@ -50,7 +50,7 @@ def parse(kind: str, seed: int, folder: str) -> Arguments:
 
 
 def time_ours(kind: str, seed: int, folder: str) -> dict[str, float]:
-    """One `hftl.run`."""
+    """One `hftl.training.run`."""
     record = run(parse(kind, seed, folder))
     seconds = record.cost["train_seconds"]
     return {

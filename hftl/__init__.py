@@ -1,7 +1,7 @@
 """Transfer learning with the Hugging Face ecosystem. `import hftl` imports neither torch nor transformers.
 
 The public names: `hftl.train`, `hftl.compare` and `hftl.load` do what the verbs of the command line do;
-`hftl.parse_args`, `hftl.RunRecord`, and the function `run` of the module `hftl.run`.
+`hftl.parse_args`, `hftl.RunRecord`, and the function `run` of the module `hftl.training.run`.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hftl.api import compare, load, train
     from hftl.config import parse_args
-    from hftl.records import RunRecord
+    from hftl.run_record import RunRecord
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
 __all__ = ["RunRecord", "__version__", "compare", "load", "parse_args", "train"]
@@ -19,9 +19,9 @@ __all__ = ["RunRecord", "__version__", "compare", "load", "parse_args", "train"]
 # peft imports bitsandbytes, which on some processors warns of a kernel that it has not got and does without.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-# Without `run`: whether `hftl.run` were the function or the module would depend on what was imported before.
+# Without `run`: whether `hftl.training.run` were the function or the module would depend on what was imported before.
 # `hftl.compare` is a module that can be called, so that it is the same whatever was imported before.
-_HOME = {"RunRecord": "hftl.records", "parse_args": "hftl.config", "load": "hftl.api", "train": "hftl.api"}
+_HOME = {"RunRecord": "hftl.run_record", "parse_args": "hftl.config", "load": "hftl.api", "train": "hftl.api"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@
     accelerate launch recipes/lora.py recipes/configs/fashion-mnist.yaml
     accelerate launch recipes/lora.py --train_file train.csv --model_name_or_path bundled:minilm-l6
 
-Every flag: `python recipes/lora.py --help`. The flow is in hftl/run.py.
+Every flag: `python recipes/lora.py --help`. The flow is in hftl/training/run.py.
 """
 
 import sys

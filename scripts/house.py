@@ -2,9 +2,10 @@
 
     python scripts/house.py [--types]
 
-A room is a top-level folder or module of `hftl`. Its floor is its depth by the imports that a room makes when it is
-loaded: a room that imports none of the others stands on floor 1. An arrow is one room that imports another, at any
-time; it runs back where the other one stands on the same floor or above. A stay is one function that the arguments of
+A room is a top-level folder or module of `hftl`, but for the front door, `hftl/__init__.py`, which only names what is
+public. Its floor is its depth by imports, whenever they are made: a room that imports none of the others stands on
+floor 1. An arrow is one room that imports another; it runs back where the other one stands on the same floor or above,
+as it must in a circle. A stay is one function that the arguments of
 `run` pass through, whole or as one of their parts; a climb is a call among these to a room above. `--types` also
 counts what pyright finds, which takes a minute or more.
 """
@@ -23,13 +24,12 @@ PACKAGE = Path(__file__).parents[1] / "hftl"
 
 @dataclass
 class Module:
-    """One file: its imports of `hftl` (name -> module and name there), those made on loading, and its functions."""
+    """One file: its imports of `hftl` (name -> module and name there) and its functions."""
 
     name: str
     tree: ast.Module
     names: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     imports: set[str] = field(default_factory=set)
-    early: set[str] = field(default_factory=set)
 
     @property
     def room(self) -> str:
@@ -53,7 +53,6 @@ def read_modules() -> dict[str, Module]:
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
         modules[name] = Module(name, ast.parse(path.read_text()))
     for module in modules.values():
-        early = {id(node) for node in module.tree.body}
         for node in ast.walk(module.tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hftl":
                 source = (node.module or "").removeprefix("hftl").lstrip(".")
@@ -62,16 +61,15 @@ def read_modules() -> dict[str, Module]:
                     target, member = (inner, None) if inner in modules else (source, alias.name)
                     module.names[alias.asname or alias.name] = (target, member)
                     module.imports.add(target)
-                    if id(node) in early:
-                        module.early.add(target)
     return modules
 
 
-def _link(modules: dict[str, Module], kind: str) -> dict[str, set[str]]:
+def link_rooms(modules: dict[str, Module]) -> dict[str, set[str]]:
     """Room -> the other rooms that it imports."""
-    rooms: dict[str, set[str]] = {module.room: set() for module in modules.values()}
+    rooms: dict[str, set[str]] = {module.room: set() for module in modules.values() if module.room}
     for module in modules.values():
-        rooms[module.room] |= {target.partition(".")[0] for target in getattr(module, kind)} - {module.room}
+        if module.room:
+            rooms[module.room] |= {target.partition(".")[0] for target in module.imports} - {module.room, ""}
     return rooms
 
 
@@ -92,9 +90,9 @@ def find_floors(links: dict[str, set[str]]) -> dict[str, int]:
 
 
 def walk_arguments(modules: dict[str, Module], floors: dict[str, int]) -> tuple[int, int, int]:
-    """Stays, rooms and climbs of the first parameter of `hftl.run.run`."""
-    first = modules["run"].functions["run"].args.args[0].arg
-    queue, seen, climbs = deque([("run", "run", first)]), {("run", "run", first)}, 0
+    """Stays, rooms and climbs of the first parameter of `hftl.training.run.run`."""
+    first = modules["training.run"].functions["run"].args.args[0].arg
+    queue, seen, climbs = deque([("training.run", "run", first)]), {("training.run", "run", first)}, 0
     while queue:
         module, function, parameter = queue.popleft()
         for stop in _follow(modules, module, function, parameter):
@@ -152,9 +150,10 @@ def count_type_errors() -> int:
 def measure(*, types: bool = False) -> dict[str, int]:
     """Every figure by its name."""
     modules = read_modules()
-    links, floors = _link(modules, "imports"), find_floors(_link(modules, "early"))
+    links = link_rooms(modules)
+    floors = find_floors(links)
     stays, visited, climbs = walk_arguments(modules, floors)
-    run = modules["run"].functions["run"]
+    run = modules["training.run"].functions["run"]
     sizes = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     figures = {
         "rooms": len(links),

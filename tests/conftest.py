@@ -22,8 +22,8 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from hftl.config import parse_args  # noqa: E402
-from hftl.run import run  # noqa: E402
-from tests.hub_server import hub  # noqa: E402, F401 - a fixture
+from hftl.training.run import run  # noqa: E402
+from tests.hub.hub_server import hub  # noqa: E402, F401 - a fixture
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()

@@ -14,8 +14,8 @@ from PIL import Image
 import hftl
 from hftl.config import parse_args
 from hftl.errors import UserError
-from hftl.records import RunRecord
-from hftl.run import run
+from hftl.run_record import RunRecord
+from hftl.training.run import run
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft's hints
@@ -73,7 +73,7 @@ def test_compare_runs_an_experiment_and_stays_a_package(files, tmp_path):
     assert {arm["name"] for arm in results["arms"]} == {"majority", "prior"}
     assert results["verdict"]["headline"] and (tmp_path / "campaign" / "report.html").is_file()
     assert importlib.import_module("hftl.compare") is hftl.compare
-    assert hftl.compare.stats.wilson(1, 2).mid == 0.5
+    assert hftl.metrics.intervals.wilson(1, 2).mid == 0.5
 
 
 def test_import_and_its_names_cost_nothing_until_they_are_used():

@@ -8,111 +8,115 @@ from pathlib import Path
 
 import pytest
 
+from scripts import house
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hftl"
 
 # What a part may import besides itself, from the bottom up.
 # `tasks.base` is the protocol, `tasks.processors` what tasks load, `tasks` the files that follow the protocol.
-BASE = {"errors", "records", "config", "training_flags", "assets"}
-SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base", "tasks.processors", "tasks.positions"}
+BASE = {"errors", "runtime", "run_record", "config", "config.training_flags", "assets"}
+SERVICES = {"data", "metrics", "cost", "training.checkpoints", "tasks.base", "tasks.processors", "tasks.positions"}
 MAY_IMPORT = {
     "errors": set(),
-    "processor": set(),
-    "training_flags": {"errors"},
-    "records": {"errors", "processor"},
-    "scenes": set(),
-    "assets": {"errors", "scenes"},
-    "allocator": set(),
-    "collector": set(),
+    "runtime": {"errors"},
+    "config.training_flags": {"errors"},
+    "run_record": {"errors", "runtime"},
+    "assets.scenes": set(),
+    "assets": {"errors", "runtime", "assets.scenes"},
     "inference.outputs": {"errors"},
     "inference.doorkeeper": set(),
-    "yaml_file": {"errors"},
+    "config.yaml_file": {"errors"},
     "inference": set(),
-    "resuming": set(),
+    "training": set(),
     "config": {
         "errors",
-        "records",
-        "training_flags",
-        "yaml_file",
+        "runtime",
+        "config.training_flags",
+        "config.yaml_file",
     },  # the resolved configuration is a file of the run folder, replaced whole as well
     **dict.fromkeys(SERVICES, BASE),
     "tasks": BASE | {"tasks.base", "tasks.processors", "tasks.positions", "data", "metrics"},
-    "models": BASE | {"processor", "tasks.base", "tasks.processors", "tasks.positions"},
+    "models": BASE | {"tasks.base", "tasks.processors", "tasks.positions"},
     "tasks.base": BASE | {"metrics"},
 }
 RUNS = (
-    "examples",
-    "audit",
-    "class_weights",
-    "precision",
-    "head_start",
-    "adapter_start",
-    "resuming.progress",
-    "resuming.signals",
-    "spikes",
-    "trainer",
-    "resuming.lock",
-    "speed",
-    "run_folder",
-    "auto_batch",
-    "resuming.identity",
+    "training_data",
+    "preview.audit",
+    "training.class_weights",
+    "training.precision",
+    "training.head_init",
+    "training.adapter_init",
+    "training.progress",
+    "training.signals",
+    "training.spikes",
+    "training.trainer",
+    "training.speed",
+    "training.run_folder",
+    "training.auto_batch_size",
+    "training.resume_check",
     "inference.source",
     "inference.run_rows",
-    "merge",
+    "inference.merge",
     "inference.predictor",
     "inference.predict",
     "inference.evaluation",
     "inference.demo",
     "inference.export",
-    "training_tools",
-    "settings",
-    "pretraining",
+    "training.tools",
+    "training.settings",
+    "training.continued_pretraining",
     "hub",
-    "run",
-    "resuming.verify",
+    "training.run",
+    "preview.verify_resume",
     "baselines",
 )  # each only those before it
 for position, name in enumerate(RUNS):
-    MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "processor", "tasks", "models", *RUNS[:position]}
+    MAY_IMPORT[name] = BASE | SERVICES | {"tasks", "models", *RUNS[:position]}
 MAY_IMPORT["inference.demo"] |= {"inference.doorkeeper"}
 MAY_IMPORT["inference.predict"] |= {"inference.outputs"}
-MAY_IMPORT["inference.export"] |= {"compare.stats"}
-MAY_IMPORT["inference.evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files
+MAY_IMPORT["inference.export"] |= {"metrics.intervals"}
+MAY_IMPORT["inference.evaluation"] |= {"metrics.intervals"}  # arithmetic alone: it knows no arms and no files
 MAY_IMPORT["hub"] |= {"report"}  # a report is written anew for others, and cards are escaped as reports are
-MAY_IMPORT["resuming.identity"] |= {"yaml_file"}  # the configuration of the run that it goes on with
+MAY_IMPORT["training.resume_check"] |= {"config.yaml_file"}  # the configuration of the run that it goes on with
 # A comparison plans runs and reads their records; how a run works it does not know.
 STUDIES = {
     *BASE,
-    "run",
-    "settings",
+    "training.run",
+    "training.settings",
     "baselines",
-    "examples",
+    "training_data",
     "metrics",
     "cost",
     "tasks",
-    "yaml_file",
+    "config.yaml_file",
     "data.subsets",
     "data.load",
 }
 STUDIES |= {"models.weights"}  # what decides the result of a cell, in a folder that may be trained again
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
-STUDIES |= {"pretraining"}  # what its texts are and what it takes, which a plan must foresee
-STUDIES |= {"allocator", "processor"}  # a worker runs many cells
-STUDIES |= {"api"}  # of `compare` itself, which can be called; no module below it imports it
+STUDIES |= {"training.continued_pretraining"}  # what its texts are and what it takes, which a plan must foresee
 # What a run would take, told from its settings and without it; `probe` makes a few real steps.
-MAY_IMPORT["estimation"] = {*BASE, "cost", "tasks", "tasks.base", "tasks.positions", "models", "precision"}
-MAY_IMPORT["estimation.probe"] = {*BASE, "cost", "run"}
+MAY_IMPORT["preview"] = {*BASE, "cost", "tasks", "tasks.base", "tasks.positions", "models", "training.precision"}
+MAY_IMPORT["preview.probe"] = {*BASE, "cost", "training.run"}
 MAY_IMPORT |= {
-    "compare": STUDIES,
-    "report": {"errors", "records"},
-    "api": {*BASE, "yaml_file", "inference.predictor", "run", "resuming.signals", "baselines", "compare", "report"},
+    "compare": STUDIES | {"report"},  # `hftl.compare` itself can be called, and leaves a report
+    "report": {"errors", "runtime", "run_record"},
+    "api": {
+        *BASE,
+        "config.yaml_file",
+        "inference.predictor",
+        "training.run",
+        "training.signals",
+        "baselines",
+    },
     "cli": {"", *MAY_IMPORT, "compare", "report", "api"},  # "" is the package itself: its version
     "__main__": {"cli"},
-    "": {"config", "records", "api"},
+    "": {"config", "run_record", "api"},
 }
 ONLY_IMPORTER = {
     "evaluate": {"metrics"},
-    "peft": {"models", "merge", "inference.source", "inference.predictor", "hub"},
+    "peft": {"models", "inference.merge", "inference.source", "inference.predictor", "hub"},
     "bitsandbytes": {"models"},
     "psutil": {"cost", "cli"},
     "onnxruntime": {"inference.export"},
@@ -187,9 +191,9 @@ def test_every_form_of_import_is_seen(source, ours):
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
-        ("records", "config"), ("data.load", "metrics"), ("tasks.base", "tasks.text_classification"),
-        ("tasks.text_classification", "models.modes"), ("models.head", "tasks"), ("trainer", "run"),
-        ("compare.plan", "models.head"), ("run", "cli"), ("report.html", "compare.plan"), ("data.load", ""),
+        ("run_record", "config"), ("data.load", "metrics"), ("tasks.base", "tasks.text_classification"),
+        ("tasks.text_classification", "models.modes"), ("models.head", "tasks"), ("training.trainer", "training.run"),
+        ("compare.plan", "models.head"), ("training.run", "cli"), ("report.html", "compare.plan"), ("data.load", ""),
     ],
 )  # fmt: skip
 def test_an_upward_import_is_refused(importer, imported):
@@ -232,7 +236,7 @@ def test_no_module_imports_itself_in_a_circle():
     assert _find_cycle({name: ours for name, (ours, _) in IMPORTS.items()}) == []
 
 
-@pytest.mark.parametrize("module", ["hftl", "hftl.cli", "hftl.errors", "hftl.records"])
+@pytest.mark.parametrize("module", ["hftl", "hftl.cli", "hftl.errors", "hftl.run_record"])
 def test_a_light_import_loads_no_heavy_library(module):
     heavy = "{'torch', 'transformers', 'datasets', 'peft', 'numpy', 'pyarrow', 'evaluate', 'yaml'}"
     code = f"import sys, {module}; sys.exit(', '.join(sorted({heavy} & set(sys.modules))) or 0)"
@@ -277,3 +281,10 @@ def test_only_the_command_line_prints():
 
 def test_every_module_says_what_it_is_for():
     assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
+
+
+def test_the_house_stays_low_and_has_no_arrow_that_runs_back():
+    """What scripts/house.py prints; its docstring says what a room, a floor and an arrow are."""
+    figures = house.measure()
+    assert figures["rooms"] <= 28 and figures["floors"] <= 14
+    assert figures["arrows that run back"] == 0 and figures["their climbs"] == 0

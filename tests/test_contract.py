@@ -19,10 +19,10 @@ from hftl.config import parse_args
 from hftl.errors import UserError
 from hftl.metrics import compute_probabilities
 from hftl.models.load import apply_overrides, build_random
-from hftl.records import RunRecord, read_predictions
-from hftl.run import run
+from hftl.run_record import RunRecord, read_predictions
 from hftl.tasks import build_task
-from hftl.trainer import FineTuningTrainer
+from hftl.training.run import run
+from hftl.training.trainer import FineTuningTrainer
 from tests import tiny
 
 MODES = ("full", "peft", "scratch", "probe")

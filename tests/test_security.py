@@ -20,8 +20,8 @@ from PIL import Image, ImageFile
 from safetensors.torch import load_file
 
 from hftl import cli
-from hftl.records import redact
-from hftl.yaml_file import read_yaml
+from hftl.config.yaml_file import read_yaml
+from hftl.runtime.files import redact
 from tests import tiny
 from tests.faults.test_damaged_checkpoints import commit_again
 

@@ -88,7 +88,7 @@ def guarded(function: Callable, *args: object) -> int:
         function(*args)
     except (UserError, TrainingDiverged, OutOfResources, PublishError, Interrupted, ResumeDiffers) as error:
         if not isinstance(error, Interrupted) or os.environ.get("RANK", "0") == "0":  # which comes to all alike
-            from hftl.records import redact
+            from hftl.runtime.files import redact
 
             print(redact(f"hftl: {error}"), file=sys.stderr)
         return error.exit_code

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 
 from hftl.cli.words import Parser, configure_logging, default_config, print_lines, quiet_libraries
-from hftl.collector import importing
 from hftl.errors import UserError
-from hftl.processor import limit_spinning
+from hftl.runtime.cpu import limit_spinning
+from hftl.runtime.gc_pause import importing
 
 
 def compare(argv: list[str]) -> None:

@@ -61,7 +61,7 @@ def evaluate(argv: list[str]) -> None:
     prepare_libraries()
     from hftl.inference.evaluation import evaluate as evaluate_rows
     from hftl.inference.predictor import load
-    from hftl.records import write_json
+    from hftl.runtime.files import write_json
 
     changes = {name: getattr(options, name) for name in (*MODEL_DATA_FLAGS, "label_column", "on_bad_rows")}
     batch_size = _batch_size(options.batch_size)
@@ -119,7 +119,7 @@ def merge(argv: list[str]) -> None:
     parser.add_argument("--tolerance", type=float, help="largest change of a logit, in units of the logits' spread")
     options = parser.parse_args(argv)
     configure_logging()
-    from hftl.merge import TOLERANCE, merge_run
+    from hftl.inference.merge import TOLERANCE, merge_run
 
     quiet_libraries()
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance

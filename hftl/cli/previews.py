@@ -21,9 +21,9 @@ def estimate(argv: list[str]) -> None:
     from hftl.config import parse_args
 
     args = parse_args(argv)
-    from hftl.estimation.estimate import as_dict, check_chosen
-    from hftl.estimation.estimate import estimate as estimate_modes
-    from hftl.estimation.render import render, render_probe
+    from hftl.preview.estimate import as_dict, check_chosen
+    from hftl.preview.estimate import estimate as estimate_modes
+    from hftl.preview.render import render, render_probe
 
     quiet_libraries()
     if is_probed and args.model.mode is None:
@@ -32,7 +32,7 @@ def estimate(argv: list[str]) -> None:
     print_lines(render(found))
     content = as_dict(found)
     if is_probed:
-        from hftl.estimation.probe import probe
+        from hftl.preview.probe import probe
 
         measured = probe(argv, args)
         content["probe"] = {"seconds": measured.seconds, "memory": measured.memory}
@@ -52,7 +52,7 @@ def audit(argv: list[str]) -> None:
     from hftl.config import parse_args
 
     args = parse_args(argv)
-    from hftl.audit import audit_data, refuse_errors, render_audit, write_audit
+    from hftl.preview.audit import audit_data, refuse_errors, render_audit, write_audit
 
     quiet_libraries()
     report = audit_data(args)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hftl.cli.words import configure_logging, default_config, find_process_start, quiet_libraries, take_flag
-from hftl.collector import importing
 from hftl.errors import Interrupted, UserError
-from hftl.processor import limit_spinning
+from hftl.runtime.cpu import limit_spinning
+from hftl.runtime.gc_pause import importing
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from hftl.records import RunRecord
+    from hftl.run_record import RunRecord
 
 
 def train(argv: list[str]) -> None:
@@ -63,7 +63,7 @@ def run_recipe(
 
     args = parse_args(argv, default_config=default_config("wordnet.yaml"), mode=mode, settings=settings)
     with importing():
-        import hftl.run  # noqa: F401 - which the next import would do later, within the run
+        import hftl.training.run  # noqa: F401 - which the next import would do later, within the run
         from hftl.api import train_parsed
 
     quiet_libraries()
@@ -139,7 +139,7 @@ def verify_resume(argv: list[str]) -> None:
             raise UserError(f"{flag} is not for verify-resume: it trains in a temporary folder.")
     configure_logging()
     quiet_libraries()
-    from hftl.resuming.verify import verify_resume
+    from hftl.preview.verify_resume import verify_resume
 
     if not argv or argv[0].startswith("-"):
         names_data = any(word.startswith(("--dataset", "--train_file")) for word in argv)

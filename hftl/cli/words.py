@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hftl.errors import UserError, unknown_name
-from hftl.processor import limit_spinning
+from hftl.runtime.cpu import limit_spinning
 
 PACKAGE = Path(__file__).parents[1]
 

@@ -15,8 +15,8 @@ from hftl.compare.campaign import Campaign, is_finished
 from hftl.compare.experiment import Arm, Experiment
 from hftl.compare.plan import Cell, build_cell, default_steps, effective_batch_size, parse_cell, split_budget
 from hftl.errors import UserError
-from hftl.pretraining import find_folder, list_settings, read_texts
-from hftl.records import RunRecord
+from hftl.run_record import RunRecord
+from hftl.training.continued_pretraining import find_folder, list_settings, read_texts
 
 SHORT, LONG = 2, 8  # optimizer steps of the two trainings
 NUM_TEST_ROWS = 64  # at most

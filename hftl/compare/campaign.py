@@ -25,7 +25,8 @@ from hftl.compare.plan import Cell, DataFacts
 from hftl.cost.prices import load_prices, price_cell
 from hftl.errors import UserError
 from hftl.metrics.base import Score
-from hftl.records import RunRecord, write_atomically
+from hftl.run_record import RunRecord
+from hftl.runtime.files import write_atomically
 from hftl.tasks import scores_of
 
 logger = logging.getLogger(__name__)

@@ -16,15 +16,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hftl.allocator import give_back_freed_memory
 from hftl.baselines import BASELINES, run_baseline
 from hftl.compare.plan import Cell, parse_cell
 from hftl.config import Arguments
 from hftl.errors import Interrupted, OutOfResources, TrainingDiverged
 from hftl.models.weights import digest_weights
-from hftl.pretraining import hash_texts
-from hftl.records import CANARY_FILE, RECORD_FILE, RunRecord, describe_environment, redact, write_atomically
-from hftl.run import run
+from hftl.run_record import CANARY_FILE, RECORD_FILE, RunRecord, describe_environment
+from hftl.runtime.files import redact, write_atomically
+from hftl.runtime.malloc import give_back_freed_memory
+from hftl.training.continued_pretraining import hash_texts
+from hftl.training.run import run
 
 CELL_FILE = "cell.json"
 STAGING = "_tmp-"

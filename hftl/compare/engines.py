@@ -19,8 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 from hftl.compare.cells import Job, record_loss, run_job
 from hftl.errors import UserError
-from hftl.processor import SPIN_COUNT
-from hftl.records import count_cores
+from hftl.run_record import count_cores
+from hftl.runtime.cpu import SPIN_COUNT
 
 logger = logging.getLogger(__name__)
 

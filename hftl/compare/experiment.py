@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hftl.baselines import BASELINES, Baseline
-from hftl.compare.stats import alpha_at_look
 from hftl.config import flag_names
+from hftl.config.yaml_file import read_yaml
 from hftl.errors import UserError, unknown_name
+from hftl.metrics.intervals import alpha_at_look
 from hftl.models.adapters import ADAPTERS
 from hftl.models.modes import MODES, Mode, Role
-from hftl.yaml_file import read_yaml
 
 KINDS: dict[str, Mode | Baseline] = {**MODES, **BASELINES}
 FRAMES = {

@@ -14,17 +14,17 @@ import numpy as np
 from hftl.baselines import BASELINES, find_baseline
 from hftl.compare.experiment import CONVERGENCE_FACTOR, TUNING_SEED, Arm, Experiment
 from hftl.config import Arguments, parse_args
+from hftl.config.yaml_file import as_words
 from hftl.cost.prices import load_prices
 from hftl.data.load import compute_fingerprint
 from hftl.data.subsets import split_validation
 from hftl.errors import UserError
-from hftl.examples import load_rows
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.models.modes import BATCH_SIZE, MODES, Schedule
-from hftl.pretraining import check_pretraining
-from hftl.settings import check_arguments, check_model
 from hftl.tasks import build_task, leading_score, scores_of
-from hftl.yaml_file import as_words
+from hftl.training.continued_pretraining import check_pretraining
+from hftl.training.settings import check_arguments, check_model
+from hftl.training_data import load_rows
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from hftl.compare.curve_report import draw_curves
 from hftl.compare.experiment import FRAMES
 from hftl.compare.parity import check_parity
 from hftl.compare.plan import list_cells
-from hftl.compare.stats import alpha_at_look, score_interval
 from hftl.compare.tune import interpolate
 from hftl.compare.verdict import compare_pair, finish_pairs, overall_verdict
 from hftl.cost.energy import estimate_energy
@@ -31,8 +30,10 @@ from hftl.cost.ledger import BUCKETS
 from hftl.cost.prices import Prices, load_prices, price_cell
 from hftl.errors import UserError
 from hftl.metrics.base import SHARE, Spread
+from hftl.metrics.intervals import alpha_at_look, score_interval
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
-from hftl.records import RunRecord, read_predictions, write_atomically
+from hftl.run_record import RunRecord, read_predictions
+from hftl.runtime.files import write_atomically
 
 RESULTS_FILE, TABLE_FILE = "results.json", "results.parquet"
 SCHEMA = 2

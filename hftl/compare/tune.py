@@ -18,7 +18,7 @@ from hftl.compare.campaign import Campaign
 from hftl.compare.experiment import TUNING_SEED, Arm
 from hftl.compare.plan import Cell, build_cell
 from hftl.errors import UserError
-from hftl.records import RunRecord
+from hftl.run_record import RunRecord
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from hftl.compare import stats
-from hftl.compare.stats import Interval, Need, VarianceParts
 from hftl.errors import UserError
+from hftl.metrics import intervals as stats
+from hftl.metrics.intervals import Interval, Need, VarianceParts
 from hftl.models.modes import Role
 
 MAX_SENTENCES = 6  # pairs of arms that are named one by one where nothing separates them

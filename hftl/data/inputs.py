@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from hftl.data.images import ImageFault, decode_image, explained_decoding, load_bytes, open_image, strict_pillow
 from hftl.data.pixels import is_deep, read_values, to_rgb
 from hftl.data.similarity import THUMBNAIL, describe_images
-from hftl.records import count_cores
+from hftl.run_record import count_cores
 
 BATCH = 128  # images that a thread looks at in one go
 

@@ -31,7 +31,7 @@ from hftl.data.mask_numbers import (
 )
 from hftl.data.paths import IMAGE_PATH_NAMES, MASK_NAMES, to_images
 from hftl.errors import UserError
-from hftl.records import count_cores
+from hftl.run_record import count_cores
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hftl.data.images import decode_image, explained_decoding, open_image, read_image, read_row, strict_pillow
 from hftl.errors import UserError
-from hftl.records import count_cores
+from hftl.run_record import count_cores
 
 Range = tuple[float, float]
 

@@ -15,7 +15,8 @@ import torch
 
 from hftl.data.images import read_image
 from hftl.hub.load_check import MOST_KEPT, NUM_KEPT, build_inputs, compute_logits
-from hftl.records import CANARY_FILE, write_atomically
+from hftl.run_record import CANARY_FILE
+from hftl.runtime.files import write_atomically
 from hftl.tasks.base import Task
 
 logger = logging.getLogger(__name__)

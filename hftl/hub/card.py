@@ -21,8 +21,9 @@ from hftl.hub.seal import seal
 from hftl.hub.snippets import write_snippet
 from hftl.hub.stage import Staged, is_local, is_vocabulary_own
 from hftl.inference.evaluation import compute_row_limits
-from hftl.records import RunRecord, read_predictions, redact
 from hftl.report.escape import escape_line
+from hftl.run_record import RunRecord, read_predictions
+from hftl.runtime.files import redact
 from hftl.tasks import build_task, leading_score, scores_of
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"

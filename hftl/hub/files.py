@@ -4,7 +4,6 @@ Only names on a list go up. Whatever else is in the folder and is not a file tha
 because nobody knows what it is.
 """
 
-import hashlib
 import json
 import re
 import struct
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import get_token
 
-from hftl.records import CANARY_FILE, redact_tokens
+from hftl.run_record import CANARY_FILE
+from hftl.runtime.files import compute_sha256, redact_tokens
 
 CARD = "README.md"
 STATE_FILE = "push.json"
@@ -78,15 +78,6 @@ def record_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Name -> bytes and sha256 of what a run has saved, for `run.json`."""
     paths = [*list_files(folder), *([folder / CANARY_FILE] if (folder / CANARY_FILE).is_file() else [])]
     return {path.name: {"bytes": path.stat().st_size, "sha256": compute_sha256(path)} for path in paths}
-
-
-def compute_sha256(path: Path) -> str:
-    """The hex digest of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_names(folder: Path) -> list[Problem]:

@@ -28,7 +28,7 @@ from hftl.hub.files import (
     check_weights,
 )
 from hftl.hub.stage import Staged, is_local, lay_out_cache
-from hftl.records import CANARY_FILE
+from hftl.run_record import CANARY_FILE
 from hftl.tasks import build_task
 
 logger = logging.getLogger(__name__)

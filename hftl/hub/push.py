@@ -22,7 +22,8 @@ from hftl.hub.licences import find_licence
 from hftl.hub.retries import hide
 from hftl.hub.stage import Staged, check_repo_id, describe, is_local, read_run, stage
 from hftl.hub.upload import Target, check_token, send
-from hftl.records import RunRecord, write_atomically
+from hftl.run_record import RunRecord
+from hftl.runtime.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_session, httpx
 
-from hftl.records import redact
+from hftl.runtime.files import redact
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from hftl.hub.names import name_all
 from hftl.hub.seal import seal
 from hftl.hub.stage import check_repo_id
 from hftl.hub.upload import Target, check_token, send
-from hftl.records import redact
 from hftl.report.html import MARKDOWN_FILE, PAGE_FILE, write_report
 from hftl.report.reading import RESULTS_FILE, read_results
+from hftl.runtime.files import redact
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from hftl.assets import is_bundled, resolve_model
 from hftl.errors import UserError
-from hftl.hub.files import ADAPTER_CONFIG, CARD, compute_sha256, list_files
+from hftl.hub.files import ADAPTER_CONFIG, CARD, list_files
 from hftl.hub.seal import seal
-from hftl.merge import merge_run
+from hftl.inference.merge import merge_run
 from hftl.models.modes import MODES
 from hftl.models.weights import check_weights
-from hftl.records import CANARY_FILE, RECORD_FILE, RunRecord
+from hftl.run_record import CANARY_FILE, RECORD_FILE, RunRecord
+from hftl.runtime.files import compute_sha256
 
 QUANTIZATION = (
     *("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"),

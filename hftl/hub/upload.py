@@ -18,9 +18,10 @@ from huggingface_hub.utils import httpx
 
 from hftl.errors import PublishError, UserError
 from hftl.hub.card import TAG
-from hftl.hub.files import CARD, compute_sha256, is_allowed
+from hftl.hub.files import CARD, is_allowed
 from hftl.hub.retries import hide, impatient, name_error, read_status, retried
 from hftl.hub.seal import is_as_written
+from hftl.runtime.files import compute_sha256
 
 logger = logging.getLogger(__name__)
 

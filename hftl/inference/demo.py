@@ -13,7 +13,7 @@ from hftl.data.pixels import read_rgb
 from hftl.errors import UserError
 from hftl.inference.doorkeeper import PARAMETER, Doorkeeper
 from hftl.inference.predictor import Predictor
-from hftl.records import CANARY_FILE
+from hftl.run_record import CANARY_FILE
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing is sent anywhere
 

@@ -12,7 +12,6 @@ import torch
 from scipy import special
 from tqdm.auto import tqdm
 
-from hftl.compare.stats import score_interval
 from hftl.config import DataArguments
 from hftl.data.faults import leave_out
 from hftl.data.inputs import list_texts
@@ -20,7 +19,8 @@ from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.stream import name_source, pick_split, split_name
 from hftl.inference.predictor import Predictor, recall_columns
 from hftl.metrics import base
-from hftl.run_folder import explained_resources
+from hftl.metrics.intervals import score_interval
+from hftl.runtime.resources import explained_resources
 from hftl.tasks import scores_of
 from hftl.tasks.base import stack_kept
 

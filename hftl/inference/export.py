@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from hftl.compare.stats import crossed_interval
 from hftl.data.labels import MULTI, REGRESSION, SINGLE
 from hftl.errors import UserError
-from hftl.examples import prepare_examples
 from hftl.inference.evaluation import prepare_rows
+from hftl.inference.merge import TOLERANCE
 from hftl.inference.predictor import Predictor
 from hftl.inference.run_rows import load_run_rows
-from hftl.merge import TOLERANCE
 from hftl.metrics import SCORES, compute_predictions
-from hftl.records import write_json
+from hftl.metrics.intervals import crossed_interval
+from hftl.runtime.files import write_json
+from hftl.training_data import prepare_examples
 
 NUM_ROWS = 1000  # that are asked, at most
 BATCHES = (1, 3, 8, 32)  # rows a batch, in turn: the file must take any number

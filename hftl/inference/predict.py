@@ -11,7 +11,7 @@ from hftl.data.stream import Stream, open_stream
 from hftl.errors import UserError
 from hftl.inference.outputs import check_output, open_output
 from hftl.inference.predictor import Predictor, change_data, find_source, load_network
-from hftl.run_folder import explained_resources
+from hftl.runtime.resources import explained_resources
 from hftl.tasks.base import AnswerOptions
 
 

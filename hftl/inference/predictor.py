@@ -22,8 +22,8 @@ from hftl.data.paths import resolve_path
 from hftl.data.pixels import Range, kept_range, read_rgb
 from hftl.data.stream import infer_features
 from hftl.errors import UserError, quote_names
+from hftl.inference.merge import TOLERANCE, fold_adapter
 from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
-from hftl.merge import TOLERANCE, fold_adapter
 from hftl.models.linear import linear_by_onednn
 from hftl.models.quantization import is_quantized
 from hftl.tasks.base import AnswerOptions

@@ -4,8 +4,8 @@ Must not take the names of labels from the data: what a network's outputs mean i
 """
 
 from hftl.errors import UserError
-from hftl.examples import Examples, load_examples
 from hftl.inference.source import ModelSource
+from hftl.training_data import Examples, load_examples
 
 LOOKED_AT = ("train", "validation")  # what decides which numbers stand for which labels, and what is asked
 

@@ -26,7 +26,7 @@ from hftl.errors import UserError
 from hftl.models.length import load_processor
 from hftl.models.load import check_adapter_weights, load_config, load_pretrained, name_base
 from hftl.models.weights import check_weights
-from hftl.records import RECORD_FILE, RunRecord
+from hftl.run_record import RECORD_FILE, RunRecord
 from hftl.tasks import TASKS, build_task
 from hftl.tasks.base import Task
 from hftl.tasks.processors import explained_loading

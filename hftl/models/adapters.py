@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 ALL_LAYERS = frozenset({LINEAR, CONV1D, CONV2D})
 # Networks whose code, as of transformers 5.23, peft 0.21 cannot put virtual tokens in front of, or has no place for
-# the keys and values of a prefix. Tested network by network in tests/test_adapter_matrix.py.
+# the keys and values of a prefix. Tested network by network in tests/models/test_adapter_matrix.py.
 NO_PROMPT = {
     "distilbert": "peft does not find its width",
     "albert": "its embeddings are narrower than its layers",

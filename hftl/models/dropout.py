@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hftl.processor import is_made_by
+from hftl.runtime.cpu import is_made_by
 
 LEVELS = 2**16  # a value is dropped by 16 random bits
 MAX_RATE = 0.99  # above it the steps of a rate are too coarse

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from hftl.processor import has_instructions, is_made_by
+from hftl.runtime.cpu import has_instructions, is_made_by
 
 # Multiplications of a product, below which calling oneDNN takes longer than it gains; see docs/performance.md.
 MIN_PRODUCTS = 2**21

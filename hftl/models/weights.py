@@ -13,7 +13,7 @@ import xxhash
 
 from hftl.assets import cache_dir, is_bundled
 from hftl.errors import UserError
-from hftl.records import write_atomically
+from hftl.runtime.files import write_atomically
 
 INDEX = "model.safetensors.index.json"
 BLOCK = 1 << 22  # bytes read at once

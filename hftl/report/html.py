@@ -10,7 +10,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from hftl.records import write_atomically
 from hftl.report import tables
 from hftl.report.figures import FIGURES, Drawing, draw_figures
 from hftl.report.formats import (
@@ -25,6 +24,7 @@ from hftl.report.formats import (
 from hftl.report.markdown import render_markdown
 from hftl.report.reading import read_results
 from hftl.report.style import COLOURS, build_styles
+from hftl.runtime.files import write_atomically
 
 TEMPLATES = Path(__file__).with_name("templates")
 PAGE_FILE, MARKDOWN_FILE, FIGURES_FOLDER = "report.html", "report.md", "figures"

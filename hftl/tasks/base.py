@@ -87,9 +87,9 @@ class Task(ABC):
     has_new_head: bool = True
     """Whether the part outside the pretrained body is made for the user's labels, so that every mode trains it."""
     eval_batch_size: int = 64
-    """Default of `--per_device_eval_batch_size`; a CPU may take fewer (`hftl.settings`)."""
+    """Default of `--per_device_eval_batch_size`; a CPU may take fewer (`hftl.training.settings`)."""
     class_weights: torch.Tensor | None = None
-    """What each class counts in the loss, float32 [C]; None: all alike. `hftl.class_weights` sets it."""
+    """What each class counts in the loss, float32 [C]; None: all alike. `hftl.training.class_weights` sets it."""
 
     @abstractmethod
     def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, Any]:

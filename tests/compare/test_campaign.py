@@ -17,7 +17,7 @@ from hftl.compare.campaign import list_cell_folders, read_sessions
 from hftl.compare.cells import Job, compute_key, hash_code, run_job
 from hftl.compare.plan import list_cells
 from hftl.errors import UserError
-from hftl.records import RunRecord, read_predictions
+from hftl.run_record import RunRecord, read_predictions
 from tests.compare.test_experiment import write
 
 ROOT = Path(__file__).parents[2]

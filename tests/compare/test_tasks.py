@@ -11,8 +11,8 @@ from hftl.errors import UserError
 from hftl.metrics import SCORES
 from hftl.metrics.base import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from hftl.report.html import write_report
-from tests import test_task_contract as contract
 from tests.compare.test_campaign import run_here
+from tests.tasks import test_task_contract as contract
 
 # What splits are cut from needs a few more rows than a contract run.
 LEADING = {

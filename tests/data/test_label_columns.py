@@ -12,9 +12,9 @@ from hftl.config import DataArguments, parse_args
 from hftl.data.label_columns import join_label_columns
 from hftl.data.load import load_splits
 from hftl.errors import UserError
-from hftl.records import RunRecord
-from hftl.run import run
+from hftl.run_record import RunRecord
 from hftl.tasks import build_task
+from hftl.training.run import run
 from tests import tiny
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"

@@ -13,7 +13,8 @@ from hftl.data.chats import is_empty
 from hftl.data.language import standardize_language
 from hftl.data.tokens import choose_encoder, mark_text
 from hftl.errors import UserError
-from tests import chat_templates, tiny
+from tests import tiny
+from tests.tasks import chat_templates
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hftl.data import load
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.stream import open_stream
 from hftl.errors import UserError
-from hftl.examples import load_rows
+from hftl.training_data import load_rows
 
 
 @pytest.fixture(autouse=True)

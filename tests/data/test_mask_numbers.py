@@ -16,7 +16,7 @@ from hftl.data.mask_numbers import read_coding, to_classes
 from hftl.data.masks import coding_of, name_classes, read_masks
 from hftl.errors import UserError
 from hftl.inference.evaluation import evaluate
-from hftl.run import run
+from hftl.training.run import run
 from tests import tiny
 
 COUNT, SIZE = 12, 32

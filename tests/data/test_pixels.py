@@ -11,14 +11,14 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 import hftl
-from hftl.audit import audit_data
 from hftl.config import parse_args
 from hftl.data.images import read_image
 from hftl.data.inputs import look_at
 from hftl.data.pixels import choose_range, keep_range, kept_range, measure_range, to_known_rgb
 from hftl.errors import UserError
 from hftl.inference.evaluation import evaluate
-from hftl.run import run
+from hftl.preview.audit import audit_data
+from hftl.training.run import run
 from tests import tiny
 
 DRAWN = np.random.default_rng(0).random((6, 32, 32))

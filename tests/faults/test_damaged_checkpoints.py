@@ -13,7 +13,7 @@ import transformers
 
 from hftl.config import parse_args
 from hftl.errors import UserError
-from hftl.resuming.checkpoints import (
+from hftl.training.checkpoints import (
     MANIFEST_FILE,
     clean,
     commit,
@@ -24,9 +24,9 @@ from hftl.resuming.checkpoints import (
     rotate,
     supersede_later,
 )
-from hftl.run_folder import resolve_checkpoint
+from hftl.training.run_folder import resolve_checkpoint
 from tests.networks import build_network
-from tests.test_trainer import build_rows, build_trainer
+from tests.training.test_trainer import build_rows, build_trainer
 
 SAVES = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "optim": "adamw_torch"}
 
@@ -246,7 +246,7 @@ def test_a_kill_before_any_write_of_a_save_leaves_a_whole_checkpoint_and_no_half
         trainer.args.output_dir = before
 
 
-@pytest.mark.parametrize("function", ["torch.save", "hftl.trainer.commit", "hftl.resuming.checkpoints.sync"])
+@pytest.mark.parametrize("function", ["torch.save", "hftl.training.trainer.commit", "hftl.training.checkpoints.sync"])
 def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(tmp_path, monkeypatch, function):
     trainer = build_trainer(tmp_path, "bert", build_network("bert"), build_rows("bert"), **SAVES)
     trainer.train()

@@ -11,18 +11,19 @@ import torch.utils.data
 import transformers
 import yaml
 
-from hftl import cli, run_folder
+from hftl import cli
 from hftl.config import parse_args
 from hftl.errors import UserError
-from hftl.records import RunRecord
-from hftl.resuming.checkpoints import find_newest
-from hftl.run_folder import publish_files
-from hftl.settings import choose_head_rate, set_defaults
+from hftl.run_record import RunRecord
 from hftl.tasks import build_task
 from hftl.tasks.text_classification import TextCollator
+from hftl.training import run_folder
+from hftl.training.checkpoints import find_newest
+from hftl.training.run_folder import publish_files
+from hftl.training.settings import choose_head_rate, set_defaults
 from tests import tiny
 from tests.networks import build_network
-from tests.test_trainer import build_rows, build_trainer
+from tests.training.test_trainer import build_rows, build_trainer
 
 
 @pytest.fixture(scope="module")

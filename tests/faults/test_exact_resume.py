@@ -12,12 +12,12 @@ from transformers import TrainerCallback
 
 from hftl.config import parse_args
 from hftl.errors import UserError
-from hftl.records import RunRecord
-from hftl.run import run
+from hftl.run_record import RunRecord
+from hftl.training.run import run
 from tests import tiny
 from tests.faults.test_damaged_checkpoints import commit_again
 from tests.networks import build_network
-from tests.test_trainer import build_rows, build_trainer, largest_difference, read_weights
+from tests.training.test_trainer import build_rows, build_trainer, largest_difference, read_weights
 
 COUNTS = ("num_examples_seen", "num_tokens_seen", "padding_fraction", "train_flops", "num_steps")
 

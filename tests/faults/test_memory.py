@@ -12,9 +12,9 @@ import pytest
 import transformers
 
 from hftl.config import parse_args
-from hftl.records import RunRecord
-from hftl.resuming.checkpoints import find_newest
-from hftl.run import run
+from hftl.run_record import RunRecord
+from hftl.training.checkpoints import find_newest
+from hftl.training.run import run
 from tests import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts there")]
@@ -23,7 +23,7 @@ LENGTH = 512  # tokens
 # So many MB more than all imports take: the limit does not depend on the build of torch.
 LIMITED = """
 import resource, sys
-import evaluate, hftl.run, psutil, scipy.stats, sklearn.metrics
+import evaluate, hftl.training.run, psutil, scipy.stats, sklearn.metrics
 from hftl import cli
 limit = psutil.Process().memory_info().data + int(sys.argv[1]) * 2**20
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

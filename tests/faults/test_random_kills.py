@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from hftl.config import parse_args
-from hftl.records import RunRecord
-from hftl.resuming.checkpoints import find_newest
-from hftl.run import run
+from hftl.run_record import RunRecord
+from hftl.training.checkpoints import find_newest
+from hftl.training.run import run
 from tests import tiny
 
 NUM_STEPS = 12
@@ -33,7 +33,7 @@ def train(words):
 def start(words):
     """A process that has imported everything already, so that kills hit the run and not its imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hftl.run", "tests.faults.test_random_kills"])
+    context.set_forkserver_preload(["hftl.training.run", "tests.faults.test_random_kills"])
     process = context.Process(target=train, args=(words,))
     process.start()
     return process

@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hftl import cli
-from hftl.records import RunRecord
-from hftl.resuming.checkpoints import find_damage, rotate
-from hftl.trainer import FineTuningTrainer
+from hftl.run_record import RunRecord
+from hftl.training.checkpoints import find_damage, rotate
+from hftl.training.trainer import FineTuningTrainer
 from tests import tiny
 
 BERT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -502,7 +502,7 @@ def test_a_file_that_the_system_refuses_ends_with_code_4_and_the_checkpoint_befo
         too_much = (folder / "checkpoint-1" / file).stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (too_much - 1000, before[1]))
 
-    monkeypatch.setattr("hftl.trainer.rotate", refuse)
+    monkeypatch.setattr("hftl.training.trainer.rotate", refuse)
     try:
         code, message = train("--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "1")
     finally:
@@ -519,7 +519,7 @@ def test_a_disk_that_fills_up_while_the_model_is_saved_ends_with_code_4(train, m
     def fail(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("hftl.run.save_artifacts", fail)
+    monkeypatch.setattr("hftl.training.run.save_artifacts", fail)
 
     assert train()[0] == 4
     assert RunRecord.read("out").status == "failed"

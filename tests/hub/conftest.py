@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hftl.config import parse_args
-from hftl.run import run
+from hftl.training.run import run
 from tests import tiny
 
 KINDS = {

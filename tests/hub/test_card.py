@@ -13,10 +13,10 @@ from hftl.hub.licences import find_licence
 from hftl.hub.names import name_of
 from hftl.hub.seal import is_as_written, seal
 from hftl.hub.stage import Base, Staged, is_local
-from hftl.records import RunRecord
+from hftl.run_record import RunRecord
 from hftl.tasks import build_task
 from tests.hub.conftest import KINDS
-from tests.hub_storage import check_card
+from tests.hub.hub_storage import check_card
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),

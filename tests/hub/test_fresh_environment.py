@@ -16,9 +16,9 @@ from huggingface_hub import HfApi
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from hftl.records import RunRecord, read_predictions
+from hftl.run_record import RunRecord, read_predictions
 from tests import tiny
-from tests.hub_server import serve
+from tests.hub.hub_server import serve
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from hftl.hub.files import check_digests, record_files
 from hftl.hub.gate import blocked, check_statically, choose_tolerance, name_problems, run_jobs, write_job
 from hftl.hub.snippets import write_snippet
 from hftl.hub.stage import Base, Staged, check_repo_id, read_run, stage
-from hftl.records import RunRecord
+from hftl.run_record import RunRecord
 from tests import tiny
 from tests.hub.conftest import KINDS
 
@@ -534,7 +534,7 @@ def test_canary_rows_give_the_stored_predictions(make_run):
 
 def test_a_run_is_not_lost_when_no_canary_rows_can_be_made(published_files, tmp_path, monkeypatch, caplog):
     from hftl.config import parse_args
-    from hftl.run import run
+    from hftl.training.run import run
     from tests.hub.conftest import list_flags
 
     def fail(*_):

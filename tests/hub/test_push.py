@@ -15,11 +15,11 @@ from hftl.config import parse_args
 from hftl.errors import PublishError, UserError
 from hftl.hub import retries
 from hftl.hub.push import Publication, push_run, take_publication
-from hftl.records import RunRecord
-from hftl.run import run
-from hftl.settings import check_arguments
+from hftl.run_record import RunRecord
+from hftl.training.run import run
+from hftl.training.settings import check_arguments
 from tests.hub.conftest import list_flags
-from tests.hub_server import Fault
+from tests.hub.hub_server import Fault
 from tests.report.fake_results import build_results
 
 pytestmark = [

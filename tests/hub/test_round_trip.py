@@ -18,9 +18,9 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from hftl.metrics import compute_probabilities
-from hftl.records import RunRecord, read_predictions
+from hftl.run_record import RunRecord, read_predictions
 from tests import tiny
-from tests.hub_server import serve
+from tests.hub.hub_server import serve
 
 pytestmark = pytest.mark.slow
 MODES = ("full", "peft", "scratch", "probe")

@@ -3,7 +3,7 @@
 import pytest
 
 from hftl.hub.push import Publication, push_run
-from tests.test_segmentation import files, train  # noqa: F401 - a fixture
+from tests.tasks.test_semantic_segmentation import files, train  # noqa: F401 - a fixture
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import hftl.run
+import hftl.training.run
 from hftl import cli
 from hftl.models.modes import MODES
 
@@ -24,7 +24,7 @@ def no_run(monkeypatch):
     def capture(args, **kwargs):
         raise Captured(args)
 
-    monkeypatch.setattr(hftl.run, "run", capture)
+    monkeypatch.setattr(hftl.training.run, "run", capture)
 
 
 def _start(recipe, words, monkeypatch):

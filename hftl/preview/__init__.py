@@ -1,0 +1,1 @@
+"""What can be known before a run, or proven of one: audit, estimate, resume."""

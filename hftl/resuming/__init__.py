@@ -1,1 +1,0 @@
-"""Runs that survive: committed checkpoints, exact resume, signals, and the proof that they work."""

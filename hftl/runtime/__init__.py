@@ -1,0 +1,1 @@
+"""What does this machine have, and how does the process use it?"""
