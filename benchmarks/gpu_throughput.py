@@ -105,21 +105,15 @@ def describe_speed(rate: float, tokens: int, config: Any) -> dict[str, Any]:
 
 def time_ours(words: list[str], settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`hftl.training.run` with its defaults but for the batch and the number of steps."""
-    import hftl.training.run
     from hftl.config import parse_args
+    from hftl.training.run import run
 
-    clock, build = StepClock(settings["warm_up"], settings["steps"]), hftl.training.run.build_trainer
-
-    def build_trainer(*args: Any) -> Any:
-        trainer = build(*args)
-        trainer.add_callback(clock)
-        return trainer
-
-    with tempfile.TemporaryDirectory(dir=folder) as out, mock.patch("hftl.training.run.build_trainer", build_trainer):
+    clock = StepClock(settings["warm_up"], settings["steps"])
+    with tempfile.TemporaryDirectory(dir=folder) as out:
         words = [*words, "--max_steps", str(settings["steps"]), "--output_dir", f"{out}/run"]
         words += ["--per_device_train_batch_size", str(settings["batch"]), "--disable_tqdm", "true"]
         args = parse_args(words, mode="full")
-        record = hftl.training.run.run(args)
+        record = run(args, callbacks=[clock])
     return {
         "rate": clock.rate(settings["batch"]),
         "precision": record.environment["precision"],

@@ -479,6 +479,16 @@ class FineTuningTrainer(Trainer):
                 "Resume from one that this version of hftl wrote for the same network."
             )
 
+    def fit(self, checkpoint: str | None, *, is_trained: bool) -> None:
+        """Train, from a checkpoint or from the start, where the mode has a training loop."""
+        if is_trained:
+            with self.ledger.bucket("train"):
+                self.train(resume_from_checkpoint=checkpoint)
+
+    def list_losses(self) -> list[dict[str, Any]]:
+        """What was logged of training and validation, with the step of each."""
+        return [entry for entry in self.state.log_history if "eval_loss" in entry or "loss" in entry]
+
     def predict_rows(self, rows: datasets.Dataset) -> np.ndarray:
         """What the task keeps of each row, float32 [N, K] in their order; computed from long to short."""
         ordered, order = sort_by_length(rows)

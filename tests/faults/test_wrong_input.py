@@ -519,7 +519,7 @@ def test_a_disk_that_fills_up_while_the_model_is_saved_ends_with_code_4(train, m
     def fail(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("hftl.training.run.save_artifacts", fail)
+    monkeypatch.setattr("hftl.training.outcome.save_artifacts", fail)
 
     assert train()[0] == 4
     assert RunRecord.read("out").status == "failed"
