@@ -163,10 +163,8 @@ def run(
                 write_predictions(folder, task.describe_predictions(kept, rows[split], examples.labels))
                 record.files = record_files(folder)
         with ledger.bucket("evaluation"):
-            if args.training.world_size == 1 and (
-                texts := draw_samples(network, task, processor, examples.splits[split])
-            ):
-                record.metrics[split]["samples"] = texts
+            samples = draw_samples(network, task, processor, examples.splits[split], args.training.world_size)
+            record.metrics[split] |= {"samples": samples} if samples else {}
         record.cost |= memory.describe()
         record.history = [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
     publish_run(args, publication)
