@@ -1,0 +1,175 @@
+"""What do train, audit, predict and evaluate read of one source? Each in its own words, in this process.
+
+All of hftl is real up to the tokenizer and the network: where texts would be encoded they are noted instead.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import datasets
+import numpy as np
+import torch
+from hypothesis import HealthCheck, settings
+
+from hftl.audit import audit_data
+from hftl.config import parse_args
+from hftl.errors import UserError
+from hftl.examples import load_examples, load_rows
+from hftl.inference import predict as predicting
+from hftl.inference.evaluation import prepare_rows
+from hftl.inference.predictor import Predictor
+from hftl.inference.source import LoadedSource, ModelSource
+from hftl.tasks import build_task
+
+
+def fuzz(examples: int, *, always_the_same: bool = True) -> settings:
+    """Settings: `examples` draws, the same each time; or new ones, as many as HFTL_FUZZ_EXAMPLES says."""
+    number = examples if always_the_same else int(os.environ.get("HFTL_FUZZ_EXAMPLES", str(examples)))
+    return settings(
+        max_examples=number,
+        derandomize=always_the_same,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+class Refused(Exception):
+    """One sentence to the user, and who said it."""
+
+
+def ask(who: str, function: Callable, *args: Any) -> Any:
+    """The answer of a function; its one sentence becomes `Refused`, and any other exception is a fault."""
+    try:
+        return function(*args)
+    except UserError as error:
+        message = str(error)
+        assert message.strip() and len(message) <= 2000 and "Traceback" not in message, message
+        raise Refused(f"{who}: {message}") from error
+
+
+@contextmanager
+def own_caches(folder: Path):
+    """Caches of data in a folder that is emptied behind each example."""
+    with (
+        mock.patch.object(datasets.config, "HF_DATASETS_CACHE", folder / "datasets"),
+        mock.patch.dict(os.environ, {"HFTL_CACHE": str(folder / "hftl")}),
+    ):
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclasses.dataclass
+class Reader:
+    """One source of data in the eyes of each verb.
+
+    Attributes:
+        words: flags of `hftl train`, among them those that name the data.
+        read: canonical columns of a split -> what is compared, a value a row.
+        label: canonical column of labels, which `name` turns into the words of the user.
+        decode: in place of the task's own, where that needs more than the class of a row.
+    """
+
+    words: Sequence[str]
+    task: str = "text-classification"
+    read: Callable[[dict[str, list]], list] = lambda columns: columns["text"]
+    label: str = "label"
+    name: Callable[[Any, Any], Any] | None = None
+    decode: Callable | None = None
+
+    def __post_init__(self) -> None:
+        words = [*map(str, self.words), "--task", self.task, "--output_dir", "out", "--use_cpu"]
+        self.args = parse_args(words, mode="full")
+
+    def train(self) -> dict[str, list[tuple[Any, Any]]]:
+        """Split -> input and label of each row, and what is known of the model that this would make."""
+        splits, labels = ask("train", load_rows, self.args.data)
+        self.labels = labels
+        return {split: self._pair(rows) for split, rows in splits.items()}
+
+    @functools.cached_property
+    def examples(self) -> Any:
+        """What the run itself would train on and hold out."""
+        return ask("train", load_examples, self.args.data, build_task(self.task), 0)
+
+    def audit(self) -> dict[str, Any]:
+        """The report; counts by split as the run itself would use them are compared with it."""
+        report, examples = ask("audit", audit_data, self.args), self.examples
+        assert report["num_rows"] == {split: len(rows) for split, rows in examples.splits.items()}
+        assert report["num_classes"] == examples.labels.num_labels
+        assert report["label_counts"] == examples.audit.label_counts
+        return report
+
+    def predict(self, source: str | Path) -> list[Any]:
+        """The input of each row that is answered, in the order of the answers."""
+        answers, noted = io.StringIO(), []
+        model = self._model(noted)
+        request = predicting.PredictRequest("model", str(source))
+        with (
+            mock.patch.object(predicting, "find_source", lambda *_: model.source),
+            mock.patch.object(predicting, "load_network", lambda _: model),
+        ):
+            ask("predict", lambda: predicting.predict(request, lines=(), stream=answers))
+        rows = [json.loads(line) for line in answers.getvalue().splitlines()]
+        assert [row["row_id"] for row in rows] == list(range(len(noted)))
+        return noted
+
+    def evaluate(self, source: str | Path) -> list[tuple[Any, Any]]:
+        """Input and label of each row that is scored."""
+        rows = ask("evaluate", prepare_rows, Predictor(self._model([])), str(source))
+        return self._pair(rows)
+
+    def _pair(self, rows: datasets.Dataset) -> list[tuple[Any, Any]]:
+        columns = _columns(rows)
+        name = self.name or _name_label
+        marks = [name(value, self.labels) for value in columns.get(self.label, [])] or [None] * len(rows)
+        return list(zip(self.read(columns), marks, strict=True))
+
+    def _model(self, noted: list) -> LoadedSource:
+        """A network that knows the labels of train and answers nothing; what it is asked is noted."""
+        task, info = build_task(self.task), self.labels
+        task.prepare = lambda rows, *_: rows
+        task.encode = lambda columns, *_: noted.extend(self.read(columns)) or {"place": list(range(len(noted)))}
+        task.build_collator = lambda *_: lambda rows: {"place": torch.tensor([row["place"] for row in rows])}
+        task.answer = lambda network, batch, *_: torch.zeros(len(batch["place"]), max(1, info.num_labels))
+        task.decode = self.decode or task.decode
+        record = SimpleNamespace(data=self.examples.describe("source"), metrics={})
+        columns = {"columns": tuple(record.data["columns"])} if "columns" in record.data else {}
+        source = ModelSource("model", task, info, self.args.model, self.args.data, record=record, **columns)
+        return LoadedSource(source, torch.nn.Identity(), None)
+
+
+def _columns(rows: datasets.Dataset) -> dict[str, list]:
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return {name: rows.with_format(None)[name][:] for name in rows.column_names}
+
+
+def _name_label(value: Any, labels: Any) -> Any:
+    """The class of a row; a set of them; a number."""
+    if labels.problem_type == "regression":
+        return float(value)
+    if labels.problem_type == "multi_label_classification":
+        return frozenset(name for name, bit in zip(labels.names, value, strict=True) if bit)
+    return labels.names[value]
+
+
+def same(found: Sequence[Any], meant: Sequence[Any]) -> bool:
+    return len(found) == len(meant) and all(_equal(a, b) for a, b in zip(found, meant, strict=True))
+
+
+def _equal(found: Any, meant: Any) -> bool:
+    if isinstance(meant, np.ndarray):
+        return found.shape == meant.shape and bool((found == meant).all())
+    return found == meant
