@@ -3,6 +3,7 @@
 All of hftl is real up to the tokenizer and the network: where texts would be encoded they are noted instead.
 """
 
+import copy
 import dataclasses
 import functools
 import io
@@ -78,6 +79,7 @@ class Reader:
         read: canonical columns of a split -> what is compared, a value a row.
         label: canonical column of labels, which `name` turns into the words of the user.
         decode: in place of the task's own, where that needs more than the class of a row.
+        checkpoint: whose tokenizer or image processor encodes rows; without one they are noted as they are.
     """
 
     words: Sequence[str]
@@ -86,6 +88,7 @@ class Reader:
     label: str = "label"
     name: Callable[[Any, Any], Any] | None = None
     decode: Callable | None = None
+    checkpoint: Path | None = None
 
     def __post_init__(self) -> None:
         words = [*map(str, self.words), "--task", self.task, "--output_dir", "out", "--use_cpu"]
@@ -94,7 +97,7 @@ class Reader:
     def train(self) -> dict[str, list[tuple[Any, Any]]]:
         """Split -> input and label of each row, and what is known of the model that this would make."""
         splits, labels = ask("train", load_rows, self.args.data)
-        self.labels = labels
+        self.labels, self.has_validation = labels, "validation" in splits
         return {split: self._pair(rows) for split, rows in splits.items()}
 
     @functools.cached_property
@@ -120,14 +123,39 @@ class Reader:
             mock.patch.object(predicting, "load_network", lambda _: model),
         ):
             ask("predict", lambda: predicting.predict(request, lines=(), stream=answers))
-        rows = [json.loads(line) for line in answers.getvalue().splitlines()]
-        assert [row["row_id"] for row in rows] == list(range(len(noted)))
+        self.answers = [json.loads(line) for line in answers.getvalue().splitlines()]
+        assert [row["row_id"] for row in self.answers] == list(range(len(noted)))
         return noted
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """That of the checkpoint, as the run would keep it."""
+        if self.checkpoint is None:
+            return None
+        task = build_task(self.task)
+        processor = copy.deepcopy(_load_processor(self.task, self.checkpoint, self.args.data.max_length))
+        return ask("train", task.fit_processor, processor, self.examples.splits["train"], self.args.data)
+
+    def prepare(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Split, with what a run holds out of train still in train -> row_id -> what the network is given."""
+        task, prepared = build_task(self.task), {}
+        held_out = "validation" if self.args.data.validation_file is None and not self.has_validation else None
+        for split, rows in self.examples.splits.items():
+            fingerprint = self.examples.fingerprints[split]
+            table = ask("train", task.prepare, rows, self.processor, self.args.data, fingerprint)
+            named = prepared.setdefault("train" if split == held_out else split, {})
+            named.update((row["row_id"], row) for row in table.with_format(None))
+        return prepared
 
     def evaluate(self, source: str | Path) -> list[tuple[Any, Any]]:
         """Input and label of each row that is scored."""
-        rows = ask("evaluate", prepare_rows, Predictor(self._model([])), str(source))
-        return self._pair(rows)
+        model = self._model([])
+        model.source.task.prepare = lambda rows, *_: rows
+        return self._pair(ask("evaluate", prepare_rows, Predictor(model), str(source)))
+
+    def evaluate_prepared(self, source: str | Path) -> list[dict[str, Any]]:
+        """What the network is given of each row that is scored."""
+        return list(ask("evaluate", prepare_rows, Predictor(self._model([])), str(source)).with_format(None))
 
     def _pair(self, rows: datasets.Dataset) -> list[tuple[Any, Any]]:
         columns = _columns(rows)
@@ -138,15 +166,29 @@ class Reader:
     def _model(self, noted: list) -> LoadedSource:
         """A network that knows the labels of train and answers nothing; what it is asked is noted."""
         task, info = build_task(self.task), self.labels
-        task.prepare = lambda rows, *_: rows
-        task.encode = lambda columns, *_: noted.extend(self.read(columns)) or {"place": list(range(len(noted)))}
+        task.encode = lambda columns, *_: self._note(columns, noted)
         task.build_collator = lambda *_: lambda rows: {"place": torch.tensor([row["place"] for row in rows])}
         task.answer = lambda network, batch, *_: torch.zeros(len(batch["place"]), max(1, info.num_labels))
         task.decode = self.decode or task.decode
         record = SimpleNamespace(data=self.examples.describe("source"), metrics={})
         columns = {"columns": tuple(record.data["columns"])} if "columns" in record.data else {}
         source = ModelSource("model", task, info, self.args.model, self.args.data, record=record, **columns)
-        return LoadedSource(source, torch.nn.Identity(), None)
+        return LoadedSource(source, torch.nn.Identity(), self.processor)
+
+    def _note(self, columns: dict[str, list], noted: list) -> dict[str, list]:
+        """Model inputs, or where there is no processor what was read, are noted; the network gets their numbers."""
+        if self.checkpoint is None:
+            found = self.read(columns)
+        else:
+            table = build_task(self.task).encode(columns, self.processor, self.args.data)
+            found = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+        noted.extend(found)
+        return {"place": list(range(len(found)))}
+
+
+@functools.lru_cache(maxsize=8)
+def _load_processor(task: str, checkpoint: Path, max_length: int | None) -> Any:
+    return build_task(task).load_processor(str(checkpoint), "main", SimpleNamespace(max_length=max_length, image_size=None, tokenizer_vocab_size=None))
 
 
 def _columns(rows: datasets.Dataset) -> dict[str, list]:
