@@ -14,6 +14,7 @@ from hftl.config import Arguments
 from hftl.data.findings import KINDS, parse_policies
 from hftl.errors import UserError
 from hftl.examples import Examples, audit_lengths, describe_source, load_examples, prepare_examples
+from hftl.models.length import load_processor
 from hftl.records import redact, write_atomically
 from hftl.tasks import build_task
 
@@ -38,7 +39,7 @@ def audit_data(args: Arguments) -> dict[str, Any]:
     task = build_task(data.task)
     examples = load_examples(data, task, args.training.seed, is_thorough=True)
     if args.model.model_name_or_path and task.modality != "image":
-        processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, data)
+        processor = load_processor(args.model, task, data)
         processor = task.fit_processor(processor, examples.splits["train"], data)
         rows = prepare_examples(examples, task, processor, data)
         audit_lengths(examples, task.describe_rows(rows, processor, data), data)

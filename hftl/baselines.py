@@ -33,6 +33,7 @@ from hftl.examples import Examples, describe_source, load_examples, prepare_exam
 from hftl.head_start import count_feature_flops, load_features, read_both_poolings
 from hftl.metrics import METRICS, compute_predictions, compute_probabilities, compute_report
 from hftl.models.head import find_head, find_pooling_layer, make_linear
+from hftl.models.length import load_processor
 from hftl.models.load import find_commit, load_config, load_pretrained, read_config
 from hftl.models.modes import count_parameters
 from hftl.pretraining import check_pretraining
@@ -42,6 +43,7 @@ from hftl.run_folder import check_run_folder, explained_resources, open_run_fold
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
 from hftl.tasks.labelled import label_columns
+from hftl.training_flags import check_values
 
 # Inverse L2 strengths tried. TF-IDF rows have length 1, so the useful ones are larger than for standardised features.
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -170,6 +172,7 @@ def run_baseline(args: Arguments, *, started: float | None = None) -> RunRecord:
 
 
 def _check_arguments(args: Arguments, baseline: Baseline, task: Task) -> None:
+    check_values(args.given)
     check_pretraining(args)
     if "output_dir" in args.given:
         check_run_folder(args.training)
@@ -389,7 +392,8 @@ def _read_features(args: Arguments, task: Task, examples: Examples) -> Source:
     """What the network's last layer reads, as for a probe; a pooling layer before it may be passed by."""
     keep_freed_memory()
     args.set_defaults({"per_device_eval_batch_size": 64})
-    processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
+    processor = load_processor(args.model, task, args.data)
+    processor = task.fit_processor(processor, examples.splits["train"], args.data)
     rows = prepare_examples(examples, task, processor, args.data)
     config = load_config(args.model, task, processor, examples.labels)
     network = load_pretrained(args.model, task, config).network.to(args.training.device)

@@ -6,6 +6,7 @@ checked by the same parser. After `parse_args` nobody reads `sys.argv`.
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hftl.errors import UserError, unknown_name
 from hftl.records import redact, write_atomically
+from hftl.training_flags import GONE
 from hftl.yaml_file import as_words, read_yaml
 
 # Where a run is written, restarted, computed and watched is not part of what it is; a token is never written anywhere.
@@ -47,7 +49,8 @@ class DataArguments:
     validation_file: str | None = _option(None, "Validation file; without it a part of train is held out.")
     test_file: str | None = _option(None, "Test file, read once, after training.")
     text_columns: list[str] | None = _option(
-        None, "One or two text columns; of a language model: the text, or prompt and completion, or the chat."
+        None,
+        "One or two text columns; of a language model: the text, prompts and then the completion, or the chat.",
     )
     image_column: str | None = _option(None, "Column with images or with image paths.")
     # One name alone is held as a text.
@@ -95,7 +98,9 @@ class DataArguments:
         'a JSON object such as {"spam": 5, "ham": 1}. Scaled to a mean of 1 over the labels of train.',
     )
     class_names: list[str] | None = _option(
-        None, "semantic-segmentation: the classes by number, from 0; default: the numbers in the masks of train."
+        None,
+        "semantic-segmentation: the classes by number, from 0, or NAME=NUMBER (such as background=0 object=255) or "
+        "NAME=#rrggbb; default: the numbers in the masks of train.",
     )
     reduce_labels: bool = _option(
         False, "semantic-segmentation: 0 in a mask is no class (it becomes 255, which is ignored), and 1 the first."
@@ -196,6 +201,11 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         _check_positive("lora_r", self.lora_r)
+        _check_positive("lora_alpha", self.lora_alpha)
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout is {self.lora_dropout}; give a share from 0 to below 1.")
+        if self.head_learning_rate is not None and not 0 < self.head_learning_rate < math.inf:
+            raise UserError(f"--head_learning_rate is {self.head_learning_rate}; give a number above 0.")
         _check_positive("pretrain_steps", self.pretrain_steps)
         _check_positive("num_virtual_tokens", self.num_virtual_tokens)
         if isinstance(self.adapter_config, str):
@@ -328,7 +338,7 @@ def _build_arguments(values: dict[str, Any], given: set[str], mode: str | None) 
         try:
             parts.append(cls(**{name: values[name] for name in names}))
         # TrainingArguments checks combinations and optional packages, each with its own message.
-        except (ValueError, TypeError, ImportError, OSError) as error:
+        except (ValueError, TypeError, ImportError, OSError, ArithmeticError) as error:
             raise UserError(str(error)) from error
     return Arguments(*parts, given={name: _plain(values[name]) for name in given | {"mode"}})
 
@@ -394,6 +404,8 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 def _refuse_unknown(unknown: list[str], flags: dict[str, str]) -> None:
     for word in unknown:
         if word.startswith("--"):
+            if (name := word.split("=")[0][2:].replace("-", "_")) in GONE:
+                raise UserError(f"Unknown flag '--{name}', of transformers 4. {GONE[name]}")
             known = {flag for flag in flags if not flag.startswith("--no") and "-" not in flag[2:]}
             raise unknown_name("flag", word.split("=")[0].replace("-", "_").replace("__", "--", 1), known)
         if word.endswith((".yaml", ".yml")):

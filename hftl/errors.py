@@ -7,20 +7,30 @@ what to do. Anything else that escapes is a bug of ours and keeps its traceback.
 import difflib
 from collections.abc import Iterable
 
+MAX_LENGTH = 2000  # characters of a message; what libraries say of a wide table has no end of its own
+MAX_NAMES = 20  # that are listed
 
-class UserError(ValueError):
+
+class Said(Exception):
+    """What a user reads: of a message that is too long, the beginning and the end, where the advice is."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shorten(str(message)))
+
+
+class UserError(Said, ValueError):
     """A configuration or data error found before training: exit code 2."""
 
     exit_code = 2
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(Said, RuntimeError):
     """The loss or a gradient stopped being finite: exit code 3."""
 
     exit_code = 3
 
 
-class OutOfResources(RuntimeError):
+class OutOfResources(Said, RuntimeError):
     """Memory or disk ran out: exit code 4."""
 
     exit_code = 4
@@ -35,16 +45,32 @@ class Interrupted(KeyboardInterrupt):
     exit_code = 75
 
 
-class ResumeDiffers(RuntimeError):
+class ResumeDiffers(Said, RuntimeError):
     """A resumed run is not the uninterrupted one: exit code 1."""
 
     exit_code = 1
 
 
-class PublishError(RuntimeError):
+class PublishError(Said, RuntimeError):
     """The run is complete in its folder, but it was not published, or not all of it: exit code 5."""
 
     exit_code = 5
+
+
+def shorten(text: str, limit: int = MAX_LENGTH) -> str:
+    """The text, or its beginning and its end with what is left out between them counted."""
+    if len(text) <= limit:
+        return text
+    kept = limit - 60
+    head, tail = text[: kept * 2 // 3], text[-(kept // 3) :]
+    return f"{head} [... {len(text) - len(head) - len(tail):,} characters left out ...] {tail}"
+
+
+def quote_names(names: Iterable[str], most: int = MAX_NAMES) -> str:
+    """`'text', ' label'`: in quotes, so that blanks are seen; of many the first ones and how many more there are."""
+    names = [str(name) for name in names]
+    quoted = ", ".join(repr(shorten(name, 100)) for name in names[:most])
+    return quoted + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def unknown_name(kind: str, found: str, valid: Iterable[str], hint: str = "") -> UserError:
@@ -52,5 +78,6 @@ def unknown_name(kind: str, found: str, valid: Iterable[str], hint: str = "") ->
     valid = sorted(valid)
     near = difflib.get_close_matches(found, valid, n=6, cutoff=0.5)
     guess = f" Did you mean {near[0]!r}?" if near else ""
-    listed = f" Valid: {', '.join(valid)}." if len(valid) <= 30 else f" Similar: {', '.join(near)}." if near else ""
+    say = quote_names if kind == "column" else ", ".join  # users choose the names of columns, blanks and all
+    listed = f" Valid: {say(valid)}." if len(valid) <= 30 else f" Similar: {say(near)}." if near else ""
     return UserError(f"Unknown {kind} {found!r}.{guess}{listed}{' ' + hint if hint else ''}")

@@ -1,5 +1,6 @@
 """From what the user named to model inputs: splits, labels, audit, subsets, tokens or pixels."""
 
+import contextlib
 import dataclasses
 import functools
 from dataclasses import dataclass, replace
@@ -7,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from hftl.config import DataArguments
 from hftl.data.audit import AuditReport, audit
+from hftl.data.faults import BadRows
 from hftl.data.findings import Finding, act_on, find_cut_texts, find_small_test, parse_policies
 from hftl.data.labels import SINGLE, LabelInfo
-from hftl.data.load import compute_fingerprint, load_splits
+from hftl.data.load import compute_fingerprint, find_empty, load_splits
 from hftl.data.subsets import take_subsets
-from hftl.errors import unknown_name
+from hftl.errors import UserError, quote_names, unknown_name
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
@@ -29,10 +32,11 @@ class Examples:
     audit: AuditReport
     fingerprints: dict[str, str]
     targets: tuple[str, ...] = ("label",)
+    columns: tuple[str, ...] = ()
 
     def describe(self, source: str) -> dict[str, Any]:
         """The `data` part of a run record."""
-        no_inputs = ("row_id", "group", *self.targets)
+        no_inputs = ("row_id", "group", "fault", "unread", *self.targets)
         sizes = {f"num_{split}_examples": len(rows) for split, rows in self.splits.items()}
         return {
             "source": source,
@@ -40,6 +44,7 @@ class Examples:
             "fingerprints": self.fingerprints,
             "problem_type": self.labels.problem_type,
             "label_names": list(self.labels.names),
+            "columns": list(self.columns),
             "inputs": [name for name in self.splits["train"].column_names if name not in no_inputs],
             "audit": self.audit.as_dict(),
             **sizes,
@@ -64,6 +69,7 @@ def load_examples(args: DataArguments, task: Task, seed: int, *, is_thorough: bo
     """
     policies = parse_policies(args.audit)
     splits, labels = load_rows(args)
+    columns = load_columns(args)
     bad_rows, dropped = {}, []
     if args.on_bad_rows == "skip" or "drop" in policies.values():
         # Before the subsets, which would end up smaller than asked for otherwise.
@@ -82,7 +88,7 @@ def load_examples(args: DataArguments, task: Task, seed: int, *, is_thorough: bo
         report = replace(report, detectable_difference=difference)
         _add_finding(report, find_small_test(len(splits["test"]), difference), policies)
     fingerprints = {name: compute_fingerprint(rows) for name, rows in splits.items()}
-    return Examples(splits, labels, report, fingerprints, task.targets)
+    return Examples(splits, labels, report, fingerprints, task.targets, columns)
 
 
 def audit_lengths(examples: Examples, described: dict[str, Any], args: DataArguments) -> None:
@@ -105,6 +111,15 @@ def load_rows(args: DataArguments) -> tuple[datasets.DatasetDict, LabelInfo]:
 
     A process that makes many runs on the same source loads it once, unless a file of it has changed.
     """
+    return _load_once(args)[:2]
+
+
+def load_columns(args: DataArguments) -> tuple[str, ...]:
+    """The columns of the source that are the inputs, by their own names; none where the names do not tell."""
+    return _load_once(args)[2]
+
+
+def _load_once(args: DataArguments) -> tuple[datasets.DatasetDict, LabelInfo, tuple[str, ...]]:
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name not in _CUTS}
     key = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in settings.items())
     named = (args.dataset, args.train_file, args.validation_file, args.test_file)
@@ -120,17 +135,40 @@ def _stamp(source: str) -> tuple[int, int, int]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_rows(settings: tuple[tuple[str, Any], ...], stamps: tuple) -> tuple[datasets.DatasetDict, LabelInfo]:
+def _load_rows(
+    settings: tuple[tuple[str, Any], ...], stamps: tuple
+) -> tuple[datasets.DatasetDict, LabelInfo, tuple[str, ...]]:
     args = DataArguments(**{name: list(value) if isinstance(value, tuple) else value for name, value in settings})
     raw = load_splits(args)
     if args.group_column is None:
-        return build_task(args.task).read(raw, args)
+        return _read_rows(raw, args)
     if args.group_column not in raw["train"].column_names:
         raise unknown_name("column", args.group_column, raw["train"].column_names, "Correct --group_column.")
-    splits, labels = build_task(args.task).read(raw.remove_columns(args.group_column), args)
-    return datasets.DatasetDict(
-        {name: _add_groups(rows, raw[name][args.group_column][:]) for name, rows in splits.items()}
-    ), labels
+    splits, labels, columns = _read_rows(raw.remove_columns(args.group_column), args)
+    splits = {name: _add_groups(rows, raw[name][args.group_column][:]) for name, rows in splits.items()}
+    return datasets.DatasetDict(splits), labels, columns
+
+
+def _read_rows(
+    raw: datasets.DatasetDict, args: DataArguments
+) -> tuple[datasets.DatasetDict, LabelInfo, tuple[str, ...]]:
+    """What the task reads; a column that it needs and that a split has not is named."""
+    task, columns, absent = build_task(args.task), (), find_empty(raw)
+    with contextlib.suppress(UserError):  # reading says what is wrong
+        columns = tuple(task.choose_inputs(raw["train"].features, args))
+    for split, names in absent.items():
+        if lost := [name for name in columns if name in names]:
+            raise UserError(f"The {split} split has no column {lost[0]!r}, or nothing in it, and train has.")
+    try:
+        splits, labels = task.read(raw, args)
+        for split, names in (find_empty(splits) if absent else {}).items():
+            raise UserError(f"The {split} split has nothing to read as {names[0]!r}, and train has.")
+        return splits, labels, columns
+    except UserError as error:
+        if not absent:
+            raise
+        listed = "; ".join(f"{split} has no {quote_names(names)}" for split, names in absent.items())
+        raise UserError(f"{error} (Of the columns of train, {listed}.)") from error
 
 
 def _add_groups(rows: datasets.Dataset, values: list) -> datasets.Dataset:
@@ -142,11 +180,28 @@ def _add_groups(rows: datasets.Dataset, values: list) -> datasets.Dataset:
 def prepare_examples(
     examples: Examples, task: Task, processor: Any, args: DataArguments
 ) -> dict[str, datasets.Dataset]:
-    """Model inputs of every split, computed once and cached."""
-    return {
-        name: task.prepare(rows, processor, args, examples.fingerprints[name])
-        for name, rows in examples.splits.items()
-    }
+    """Model inputs of every split, computed once and cached; rows that give none are left out of `examples`."""
+    prepared = {}
+    for name, rows in examples.splits.items():
+        try:
+            prepared[name] = task.prepare(rows, processor, args, examples.fingerprints[name])
+        except BadRows as error:
+            raise BadRows(f"{name}: {error}") from error
+        _keep_prepared(examples, name, np.unique(prepared[name]["row_id"][:]))
+    return prepared
+
+
+def _keep_prepared(examples: Examples, split: str, row_ids: np.ndarray) -> None:
+    rows = examples.splits[split]
+    good = np.flatnonzero(np.isin(rows["row_id"][:], row_ids))
+    if num_dropped := len(rows) - len(good):
+        examples.splits[split] = rows.select(good)
+        examples.audit.num_rows[split] -= num_dropped
+        examples.audit.bad_rows.setdefault(split, {})["no model input"] = num_dropped
+        example = f"{split}: {num_dropped} rows give no model input"
+        examples.audit.findings.append(
+            Finding("bad_rows", {split: num_dropped}, [example], policy="drop", num_dropped=num_dropped)
+        )
 
 
 def describe_source(args: DataArguments) -> str:

@@ -16,16 +16,21 @@ from torch import nn
 from hftl.config import Arguments, parse_args
 from hftl.data.labels import MULTI, REGRESSION
 from hftl.errors import UserError
-from hftl.examples import load_examples, prepare_examples
+from hftl.examples import prepare_examples
 from hftl.head_start import build_batches
+from hftl.inference.run_rows import load_run_rows
+from hftl.inference.source import check_base, find_source
 from hftl.models.adapters import find_adapter
-from hftl.models.load import load_config, load_pretrained, name_base
+from hftl.models.length import load_processor
+from hftl.models.load import check_adapter_weights, load_config, load_pretrained
 from hftl.records import RunRecord, write_atomically
-from hftl.tasks import build_task
+from hftl.tasks.processors import explained_loading
 
 NUM_ROWS = 256  # of the validation part, at most
 NUM_LOGITS = 2**26  # and fewer where each token has one for every word there is: 256 MB
 TOLERANCE = 1e-3  # of a logit, in units of the spread of the logits; float32 merges differ by about 1e-6
+
+ADVICE = "The merged network is asked about them: put the data of the run back, or train again."
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,15 @@ def merge_run(folder: Path, out: Path, *, tolerance: float = TOLERANCE) -> Merge
     _check_run(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already. Name a new folder.")
-    args = parse_args([str(folder / "config.yaml")])
-    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    args = replace(args, model=name_base(args.model, base))
-    task = build_task(args.data.task)
-    processor = task.load_processor(str(folder), "main", args.data)
-    examples = load_examples(args.data, task, args.training.seed)
+    source = find_source(str(folder))
+    check_base(source)
+    args = replace(parse_args([str(folder / "config.yaml")]), model=source.model)
+    task, labels = source.task, source.labels
+    processor = load_processor(args.model, task, args.data, place=str(folder))
+    examples = load_run_rows(source, ADVICE)
     rows = prepare_examples(examples, task, processor, args.data)["validation"]
     batches = _build_batches(rows, task.build_collator(processor, args.data, "none"), args)
-    config = load_config(args.model, task, processor, examples.labels)
+    config = load_config(args.model, task, processor, labels)
     quantized = None
     if args.model.quantization != "none":  # rounded weights cannot take up an adapter: merge into the full ones
         quantized = _compute_logits(_load_adapted(folder, args, task, config), batches)
@@ -101,9 +106,9 @@ def merge_run(folder: Path, out: Path, *, tolerance: float = TOLERANCE) -> Merge
         processor.save_pretrained(staging)
         plain = getattr(transformers, task.auto_model).from_pretrained(staging, dtype=torch.float32)
         logits = _compute_logits(plain.to(args.training.device), batches)
-        report = _compare(expected, logits, examples.labels.problem_type)
+        report = _compare(expected, logits, labels.problem_type)
         if quantized is not None:
-            gap = _compare(quantized, logits, examples.labels.problem_type)
+            gap = _compare(quantized, logits, labels.problem_type)
             report = replace(report, quantization_gap=gap.max_difference, quantized_agreement=gap.agreement)
         if not report.max_difference <= tolerance * report.logit_spread:
             raise UserError(
@@ -126,6 +131,7 @@ def _check_run(folder: Path) -> None:
     record = RunRecord.read(folder)
     if record.mode != "peft" or not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds a whole network (mode {record.mode}): there is nothing to merge.")
+    check_adapter_weights(str(folder.absolute()))
     adapter = find_adapter(record.adapter or "")
     if not adapter.is_mergeable:
         raise UserError(
@@ -138,7 +144,8 @@ def _load_adapted(folder: Path, args: Arguments, task: Any, config: Any) -> nn.M
     from peft import PeftModel
 
     base = load_pretrained(args.model, task, config).network
-    return PeftModel.from_pretrained(base, folder).to(args.training.device)
+    with explained_loading(str(folder.absolute())):
+        return PeftModel.from_pretrained(base, folder).to(args.training.device)
 
 
 def fold_adapter(adapted: nn.Module) -> nn.Module:

@@ -30,6 +30,9 @@ RECORD_FILE = "run.json"
 PREDICTIONS_FILE = "predictions.parquet"
 CANARY_FILE = "canary.parquet"  # a few rows and their answers, for whoever loads the model later
 STATUSES = ("completed", "diverged", "failed", "interrupted")
+# Tokens of users, applications (OAuth) and jobs (JWT) and of organizations; the name and password of an address.
+TOKEN = re.compile(r"(hf_)[A-Za-z0-9]{20,}|((?:hf_(?:oauth|jwt)|api_org)_)(?=[\w.-]{16})[\w-]+(?:\.[\w-]+)*")
+PASSWORD = re.compile(r"(?<=://)[^\s/@:\"'<>]+:[^\s/@\"'<>]+(?=@)")
 PACKAGES = (
     *("hftl", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub", "tokenizers"),
     *("safetensors", "numpy", "scikit-learn", "bitsandbytes"),
@@ -44,7 +47,8 @@ class RunRecord:
         task: Key of `TASKS`.
         mode: full, peft, scratch or probe.
         adapter: PEFT method, or None for the other modes.
-        model: name, revision, num_parameters, num_trainable_parameters.
+        model: name, revision, num_parameters, num_trainable_parameters; of an adapter over a local folder `weights`,
+            the digest of what it was trained over (see `hftl.models.weights`).
         data: source, fingerprint, num_{train,validation,test}_examples, label_names, audit.
         config: Every setting, flat; `config_hash` identifies it.
         metrics: Split (validation, test) -> metric name -> number or table.
@@ -194,11 +198,16 @@ def describe_environment() -> dict[str, Any]:
 
 
 def redact(text: str) -> str:
-    """Take out tokens of the Hub, which error texts and configurations may quote: by their form, and by value."""
+    """Take out tokens of the Hub and passwords in addresses, which error texts and configurations may quote."""
+    return PASSWORD.sub("[redacted]", redact_tokens(text))
+
+
+def redact_tokens(text: str) -> str:
+    """Take out tokens of the Hub: all by their form, and those of the environment by value."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if len(value := os.environ.get(name, "").strip()) >= 8:  # a shorter one is no token, and may be part of words
             text = text.replace(value, "hf_[redacted]")
-    return re.sub(r"hf_[A-Za-z0-9]{20,}", "hf_[redacted]", text)
+    return TOKEN.sub(lambda match: f"{match[1] or match[2]}[redacted]", text)
 
 
 def write_atomically(path: Path, content: bytes) -> Path:

@@ -21,13 +21,15 @@ from hftl.head_start import initialize_head
 from hftl.hub.canary import write_canary
 from hftl.hub.files import record_files
 from hftl.hub.push import publish_run, take_publication
+from hftl.models import length
 from hftl.models.adapters import adapter_of
 from hftl.models.dropout import draw_faster
 from hftl.models.embeddings import check_tokens, warn_of_still_rows
 from hftl.models.head import head_modules
-from hftl.models.load import LoadedModel, find_commit, load_config, read_config
+from hftl.models.load import LoadedModel, correct_momentum, find_commit, load_config
 from hftl.models.modes import Mode, count_parameters, find_mode
 from hftl.models.quantization import is_quantized
+from hftl.models.weights import digest_weights
 from hftl.precision import choose_autocast, describe_precision
 from hftl.pretraining import check_pretraining, continue_pretraining
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
@@ -52,8 +54,8 @@ from hftl.settings import (
     check_arguments,
     check_label_settings,
     check_model,
+    check_training,
     choose_head_rate,
-    leave_room,
     set_defaults,
 )
 from hftl.tasks import build_task
@@ -113,6 +115,7 @@ def run(
             loaded.network.to(args.training.device)
         heads = head_modules(loaded.network, loaded.new_parameters, has_new_head=task.has_new_head)
         set_defaults(args, mode, loaded.network, task, len(rows["train"]))
+        check_training(args, loaded.network, task, len(rows["train"]))
         augmentation = mode.augmentation if args.data.augmentation == "auto" else args.data.augmentation
         collator = task.build_collator(processor, args.data, augmentation)
         checkpoint, identity = find_checkpoint(args.training), describe_identity(args, examples, loaded)
@@ -183,12 +186,8 @@ def name_origin(args: Arguments, pretrained: dict[str, Any]) -> dict[str, str]:
 
 def load_processor(args: Arguments, task: Task, examples: Examples) -> Any:
     """The checkpoint's tokenizer or image processor, or a tokenizer made from the train rows."""
-    processor = task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data)
-    processor = task.fit_processor(processor, examples.splits["train"], args.data)
-    adapter = adapter_of(args.model)
-    if adapter is not None and adapter.is_prompt:
-        leave_room(processor, read_config(args.model, task), args)
-    return processor
+    processor = length.load_processor(args.model, task, args.data)
+    return task.fit_processor(processor, examples.splits["train"], args.data)
 
 
 def sample_inputs(args: Arguments, rows: datasets.Dataset, collator: Callable) -> dict[str, torch.Tensor]:
@@ -200,6 +199,7 @@ def sample_inputs(args: Arguments, rows: datasets.Dataset, collator: Callable) -
 def adapt_for_training(args: Arguments, mode: Mode, task: Task, loaded: LoadedModel, heads: list[str]) -> nn.Module:
     """The network with the weights that are trained, and dropout that a CPU draws fast."""
     network = mode.adapt(loaded.network, args.model, heads, task.peft_task_type, loaded.new_tokens)
+    correct_momentum(network)
     warn_of_still_rows(network, loaded.new_tokens)
     if args.training.device.type == "cpu" and not args.training.torch_compile:
         draw_faster(network)
@@ -260,6 +260,7 @@ def start_record(
         model={
             "name": args.model.model_name_or_path,
             "revision": find_commit(args.model),
+            "weights": digest_weights(args.model.model_name_or_path) if adapter_of(args.model) else None,
             "num_parameters": total,
             "num_trainable_parameters": trainable,
             "head": head,

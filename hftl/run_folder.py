@@ -1,6 +1,7 @@
 """The folder of one run: where it is, that nothing in it is overwritten, and what it holds at the end."""
 
 import errno
+import json
 import logging
 import os
 import re
@@ -160,6 +161,21 @@ def resolve_checkpoint(args: Arguments) -> None:
 
 
 def _choose_checkpoint(args: Arguments) -> str | None:
+    checkpoint = _find_checkpoint(args)
+    if checkpoint is not None and not args.model.allow_change and _holds_weights_alone(Path(checkpoint)):
+        raise UserError(
+            f"{checkpoint} holds the weights alone (--save_only_model): without the optimizer the run cannot go on as "
+            "it would have. Start again without that flag, or insist with --allow_change true."
+        )
+    return checkpoint
+
+
+def _holds_weights_alone(checkpoint: Path) -> bool:
+    file = checkpoint / "training_args.json"
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("save_only_model", False)
+
+
+def _find_checkpoint(args: Arguments) -> str | None:
     named, folder = args.training.resume_from_checkpoint, Path(args.training.output_dir)
     if named is None or named.lower() == "false":
         return None

@@ -1,6 +1,7 @@
 """Do the settings of a run go together, and what does it take where the user left something open?"""
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -22,18 +23,21 @@ from hftl.resuming.identity import check_checkpoint
 from hftl.run_folder import check_run_folder, resolve_checkpoint
 from hftl.tasks import TASKS, scores_of
 from hftl.tasks.base import Task
+from hftl.training_flags import check_values
+from hftl.training_tools import check_tools
 
 logger = logging.getLogger(__name__)
 
 LOADER_WORKERS = {"image": 8, "text": 2, "language": 2}  # on CUDA: an image is augmented, a text only padded
 UNTRAINED = tuple(name for name, mode in MODES.items() if not mode.is_trained)
 CPU_EVAL_ROWS = 32  # a pass: cores are busy with fewer rows than a GPU, and fewer of unlike lengths are padded
-MIN_ROOM = 8  # tokens of a text, below which there is nothing to read
 SHARED_MEMORY_BYTES = 2**31  # 8 workers with two batches each of 128 images of 224 px are 1.2 GB
 
 
 def check_arguments(args: Arguments) -> None:
     """Refuse what would fail, or silently be ignored, later."""
+    check_values(args.given)
+    check_tools(args.training, args.given)
     if not args.model.model_name_or_path:
         raise UserError("Give --model_name_or_path: a Hub id, a folder, or bundled:minilm-l6.")
     if args.model.config_overrides and args.model.mode != "scratch":
@@ -102,13 +106,18 @@ def check_best_metric(args: Arguments, problem_type: str) -> None:
         UserError: the task has no such metric.
     """
     metric = (args.training.metric_for_best_model or "loss").removeprefix("eval_")
-    if metric == "loss":
-        return
     scores = {name: score for name, score in scores_of(problem_type).items() if not score.is_written}
-    if metric not in scores:
+    if metric not in {"loss", *scores}:
         raise unknown_name("metric in --metric_for_best_model:", metric, ["loss", *scores])
-    if "greater_is_better" not in args.given:
-        args.training.greater_is_better = scores[metric].greater_is_better
+    is_greater_better = metric != "loss" and scores[metric].greater_is_better
+    given = args.given.get("greater_is_better")
+    if given not in (None, is_greater_better):
+        raise UserError(
+            f"--greater_is_better is {str(given).lower()}, but of {metric} {'more' if is_greater_better else 'less'} "
+            "is better: the worst checkpoint would be kept. Leave it out."
+        )
+    if args.training.metric_for_best_model is not None:
+        args.training.greater_is_better = is_greater_better
 
 
 def _check_task_flags(args: Arguments) -> None:
@@ -127,29 +136,54 @@ def check_model(args: Arguments, task: Task) -> None:
     mode.check(args.model, read_config(args.model, task), task)
 
 
-def leave_room(tokenizer: Any, config: Any, args: Arguments) -> None:
-    """Let a text end earlier where virtual tokens take some of the positions that the network knows.
+def check_training(args: Arguments, network: nn.Module, task: Task, num_rows: int) -> None:
+    """Refuse what this network cannot do, and a training without a step.
+
+    Args:
+        args: of the run, with its defaults set.
+        network: that is to be trained.
+        task: that it is trained for.
+        num_rows: of train.
 
     Raises:
-        UserError: with them `--max_length` is too long, or hardly anything is left.
+        UserError: names the flag.
     """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not positions or positions < 0:  # relative positions: any number
-        return
-    positions = min(positions, tokenizer.init_kwargs.get("model_max_length", positions))
-    virtual = args.model.num_virtual_tokens
-    room = positions - virtual
-    if room < MIN_ROOM:
+    if find_mode(args.model.mode).is_trained:
+        _check_network(args, network, task)
+        _check_steps(args.training, num_rows)
+
+
+def _check_network(args: Arguments, network: nn.Module, task: Task) -> None:
+    training, name = args.training, args.model.model_name_or_path
+    if training.gradient_checkpointing and not getattr(network, "supports_gradient_checkpointing", False):
         raise UserError(
-            f"{args.model.model_name_or_path} has {positions} positions, of which {virtual} virtual tokens "
-            f"(--num_virtual_tokens) leave {max(0, room)} for a text. Give fewer."
+            f"--gradient_checkpointing: {name} ({network.config.model_type}) cannot compute activations again. Leave "
+            "it out, and give --auto_batch true to save memory."
         )
-    if args.data.max_length and args.data.max_length > room:
+    if training.neftune_noise_alpha is not None and task.modality == "image":
+        raise UserError("--neftune_noise_alpha is noise on the embeddings of words; images have none. Leave it out.")
+    if args.given.get("train_sampling_strategy") == "group_by_length" and task.modality == "image":
+        raise UserError("--train_sampling_strategy group_by_length is for texts; images have no length. Leave it out.")
+
+
+def _check_steps(training: transformers.TrainingArguments, num_rows: int) -> None:
+    """No step has as many rows as it would need, or none is ever evaluated."""
+    size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    if training.dataloader_drop_last and num_rows < size:
         raise UserError(
-            f"--max_length is {args.data.max_length}, but of the {positions} positions of "
-            f"{args.model.model_name_or_path} {virtual} go to virtual tokens. Give --max_length {room} or less."
+            f"--dataloader_drop_last leaves out a step with less than {size:,} rows (batch x accumulation x "
+            f"processes), and train has {num_rows:,}: nothing would be trained. Leave it out, or give a smaller "
+            "--per_device_train_batch_size."
         )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, room)
+    per_epoch = num_rows // size if training.dataloader_drop_last else -(-num_rows // size)
+    num_epochs = training.max_steps / per_epoch if training.max_steps > 0 else training.num_train_epochs
+    num_steps = training.max_steps if training.max_steps > 0 else math.ceil(num_epochs * per_epoch)
+    length = num_epochs if training.eval_strategy == "epoch" else num_steps
+    if training.load_best_model_at_end and training.eval_delay > length:
+        raise UserError(
+            f"--eval_delay is {training.eval_delay:g}, and training ends after {length:g}: --load_best_model_at_end "
+            "would have nothing to choose from. Give a smaller one."
+        )
 
 
 def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, num_train_examples: int) -> None:
@@ -167,7 +201,7 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
             "logging_steps": 50.0,
             "logging_nan_inf_filter": False,  # the stock default logs a NaN loss as 0 and trains on
             "ddp_find_unused_parameters": False,
-            "save_strategy": "no",
+            "save_strategy": _choose_saving(args),
             "disable_tqdm": not sys.stderr.isatty(),
             **loader_defaults(training, task.modality),
         }
@@ -180,6 +214,12 @@ def set_defaults(args: Arguments, mode: Mode, network: nn.Module, task: Task, nu
         schedule.pop("max_steps", None)
     args.set_defaults(schedule)
     _set_head_rate(args)
+
+
+def _choose_saving(args: Arguments) -> str:
+    """No checkpoints, unless something asks for them: then at numbers of steps, as transformers has it."""
+    needs_some = args.training.load_best_model_at_end or args.given.get("save_steps") is not None
+    return "steps" if needs_some else "no"
 
 
 def _set_head_rate(args: Arguments) -> None:

@@ -290,12 +290,14 @@ class FineTuningTrainer(Trainer):
 
     def _loader(self, rows: Any, **batching: Any) -> DataLoader:
         args = self.args
+        context = getattr(args, "dataloader_multiprocessing_context", None)  # which transformers 5.17 does not have
         loader = DataLoader(
             rows,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=context if args.dataloader_num_workers else None,
             **batching,
         )
         return self.accelerator.prepare(loader)

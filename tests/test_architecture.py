@@ -13,28 +13,31 @@ PACKAGE = ROOT / "hftl"
 
 # What a part may import besides itself, from the bottom up.
 # `tasks.base` is the protocol, `tasks.processors` what tasks load, `tasks` the files that follow the protocol.
-BASE = {"errors", "records", "config", "assets"}
-SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base", "tasks.processors"}
+BASE = {"errors", "records", "config", "training_flags", "assets"}
+SERVICES = {"data", "metrics", "cost", "resuming.checkpoints", "tasks.base", "tasks.processors", "tasks.positions"}
 MAY_IMPORT = {
     "errors": set(),
     "processor": set(),
+    "training_flags": {"errors"},
     "records": {"errors", "processor"},
     "scenes": set(),
     "assets": {"errors", "scenes"},
     "allocator": set(),
     "collector": set(),
     "inference.outputs": {"errors"},
+    "inference.doorkeeper": set(),
     "yaml_file": {"errors"},
     "inference": set(),
     "resuming": set(),
     "config": {
         "errors",
         "records",
+        "training_flags",
         "yaml_file",
     },  # the resolved configuration is a file of the run folder, replaced whole as well
     **dict.fromkeys(SERVICES, BASE),
-    "tasks": BASE | {"tasks.base", "tasks.processors", "data", "metrics"},
-    "models": BASE | {"processor", "tasks.base", "tasks.processors"},
+    "tasks": BASE | {"tasks.base", "tasks.processors", "tasks.positions", "data", "metrics"},
+    "models": BASE | {"processor", "tasks.base", "tasks.processors", "tasks.positions"},
 }
 RUNS = (
     "examples",
@@ -52,13 +55,15 @@ RUNS = (
     "run_folder",
     "auto_batch",
     "resuming.identity",
-    "merge",
     "inference.source",
+    "inference.run_rows",
+    "merge",
     "inference.predictor",
     "inference.predict",
     "inference.evaluation",
     "inference.demo",
     "inference.export",
+    "training_tools",
     "settings",
     "pretraining",
     "hub",
@@ -68,9 +73,11 @@ RUNS = (
 )  # each only those before it
 for position, name in enumerate(RUNS):
     MAY_IMPORT[name] = BASE | SERVICES | {"allocator", "processor", "tasks", "models", *RUNS[:position]}
+MAY_IMPORT["inference.demo"] |= {"inference.doorkeeper"}
 MAY_IMPORT["inference.predict"] |= {"inference.outputs"}
 MAY_IMPORT["inference.export"] |= {"compare.stats"}
 MAY_IMPORT["inference.evaluation"] |= {"compare.stats"}  # arithmetic alone: it knows no arms and no files
+MAY_IMPORT["hub"] |= {"report"}  # a report is written anew for others, and cards are escaped as reports are
 MAY_IMPORT["resuming.identity"] |= {"yaml_file"}  # the configuration of the run that it goes on with
 # A comparison plans runs and reads their records; how a run works it does not know.
 STUDIES = {
@@ -86,12 +93,13 @@ STUDIES = {
     "data.subsets",
     "data.load",
 }
+STUDIES |= {"models.weights"}  # what decides the result of a cell, in a folder that may be trained again
 STUDIES |= {"models.modes", "models.adapters"}  # the default schedules, which a plan must foresee, and names of arms
 STUDIES |= {"pretraining"}  # what its texts are and what it takes, which a plan must foresee
 STUDIES |= {"allocator", "processor"}  # a worker runs many cells
 STUDIES |= {"api"}  # of `compare` itself, which can be called; no module below it imports it
 # What a run would take, told from its settings and without it; `probe` makes a few real steps.
-MAY_IMPORT["estimation"] = {*BASE, "cost", "tasks", "tasks.base", "models", "precision"}
+MAY_IMPORT["estimation"] = {*BASE, "cost", "tasks", "tasks.base", "tasks.positions", "models", "precision"}
 MAY_IMPORT["estimation.probe"] = {*BASE, "cost", "run"}
 MAY_IMPORT |= {
     "compare": STUDIES,

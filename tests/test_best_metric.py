@@ -31,8 +31,19 @@ def test_the_direction_is_that_of_the_metric(tmp_path, metric, problem_type, exp
     assert check(tmp_path, metric, problem_type) is expected
 
 
-def test_a_direction_that_is_given_stays(tmp_path):
-    assert check(tmp_path, "mse", "regression", "--greater_is_better", "true") is True
+@pytest.mark.parametrize(
+    ("metric", "problem_type", "direction"),
+    [
+        ("mse", "regression", "true"),
+        ("loss", "single_label_classification", "true"),
+        ("eval_accuracy", "single_label_classification", "false"),
+    ],
+)
+def test_a_direction_that_would_keep_the_worst_checkpoint_is_refused(tmp_path, metric, problem_type, direction):
+    with pytest.raises(UserError, match=f"--greater_is_better is {direction}, but of .* the worst checkpoint"):
+        check(tmp_path, metric, problem_type, "--greater_is_better", direction)
+    right = {"true": "false", "false": "true"}[direction]
+    assert check(tmp_path, metric, problem_type, "--greater_is_better", right) is (right == "true")
 
 
 @pytest.mark.parametrize(

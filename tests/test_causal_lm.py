@@ -250,7 +250,7 @@ def test_flags_of_language_models_are_refused_elsewhere(folder, tmp_path):
     [
         ([{"prompt": "a", "completion": " "}] * 9, "empty completion"),
         ([{"messages": [{"role": "user", "content": "a"}]}] * 9, "chat without an answer of the assistant"),
-        ([{"messages": [{"role": "robot", "content": "a"}]}] * 9, "Row 0 of train has the message .*expected a role"),
+        ([{"messages": [{"role": "robot", "content": "a"}]}] * 9, r"has the role 'robot'; expected a role .*row_id 0"),
         ([{"a": "x", "b": "y"}] * 9, "several columns could be learnt; say which with"),
         ([{"a": 1.5}] * 9, "no column looks like a text or a chat"),
     ],

@@ -2,9 +2,13 @@
 
 import gc
 import importlib.util
+import re
 import socket
+import stat
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -81,6 +85,14 @@ def test_a_model_that_writes_and_one_that_looks(language, image):
     build_page([language])
 
 
+def test_the_page_leaves_the_numbers_and_the_transparency_of_an_image_alone(image):
+    """`RGB`, which is what gradio takes by default, would cut 16 bits off at 255 and lay transparency on black."""
+    from hftl.inference.demo import build_page
+
+    (found,) = [block for block in build_page([image]).blocks.values() if type(block).__name__ == "Image"]
+    assert found.image_mode is None
+
+
 def test_two_models_that_read_different_things_are_refused(language, image):
     from hftl.inference.demo import Demo
 
@@ -111,6 +123,69 @@ def test_without_gradio_the_command_says_what_to_install(train_once, capsys, mon
     assert 'pip install "hftl[demo-ui]"' in capsys.readouterr().err
 
 
+# Who may ask
+
+
+@pytest.fixture(scope="module")
+def served(image):
+    """A page with images of the run as examples."""
+    from hftl.inference.demo import Demo
+
+    demo = Demo([image])
+    yield demo
+    demo.close()
+
+
+def ask(url, **headers):
+    """Status, text and cookie of an answer."""
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode(errors="replace"), answer.headers.get("Set-Cookie", "")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace"), ""
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "[::1]:80", "localhost.", "0"]
+)
+def test_a_page_is_not_served_under_the_name_of_a_stranger(served, host):
+    status, text, _ = ask(served.url, Host=host)
+    assert status == 400 and "photos" not in text and "file" not in text.lower()
+
+
+def test_a_page_is_served_to_who_has_the_key_and_its_cookie_does_for_the_rest(served):
+    place, _, key = served.url.partition("?key=")
+    status, page, cookie = ask(served.url)
+    assert status == 200 and "gradio" in page and "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    assert ask(f"{place}config", Cookie=cookie.partition(";")[0])[0] == 200
+    assert ask(served.url, Host=f"localhost:{place.rpartition(':')[2].strip('/')}")[0] == 200
+    assert len(key) >= 32
+
+
+@pytest.mark.parametrize(
+    "path", ["", "config", "gradio_api/info", "?key=", "?key=wrong", "gradio_api/queue/data?session_hash=a"]
+)
+def test_another_user_of_the_machine_gets_nothing(served, path):
+    place = served.url.partition("?key=")[0]
+    for cookie in ("", "hftl-0=x", f"hftl-{place.rpartition(':')[2].strip('/')}=wrong"):
+        status, text, _ = ask(place + path, Cookie=cookie)
+        assert status == 401 and text.startswith("Open the whole address that hftl demo printed")
+
+
+def test_the_files_of_a_page_are_its_users_alone_and_go_with_it(image):
+    from hftl.inference.demo import Demo
+
+    demo = Demo([image])
+    _, config, _ = ask(demo.url.replace("?", "config?"))
+    paths = {Path(path) for path in re.findall(r'"path":\s*"(/[^"]+)"', config)}
+    folder = Path(demo._files.name)
+    assert paths and all(path.is_relative_to(folder) and path.is_file() for path in paths)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    demo.close()
+    assert not folder.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_a_click_in_a_browser_shows_the_answers_of_two_models(train_once):
@@ -124,7 +199,7 @@ def test_a_click_in_a_browser_shows_the_answers_of_two_models(train_once):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             url = server.stdout.readline().split()[0]
-            assert url == f"http://127.0.0.1:{port}/"
+            assert url.startswith(f"http://127.0.0.1:{port}/?key=")
             click_through(url, [hftl.load(str(folder)) for folder in folders])
         finally:
             server.terminate()
@@ -150,4 +225,5 @@ def click_through(url, predictors):
         page.get_by_role("button", name="Predict").click()
         page.get_by_text("Write a text.").wait_for()
         browser.close()
-    assert {address for address in asked if not address.startswith((url, "data:", "blob:"))} == set()
+    here = (url.partition("?")[0], "data:", "blob:")
+    assert {address for address in asked if not address.startswith(here)} == set()

@@ -14,6 +14,7 @@ from transformers import (
 
 from hftl.config import DataArguments
 from hftl.data.labels import LabelInfo
+from hftl.data.pixels import to_rgb
 from hftl.errors import UserError
 from hftl.tasks.image_classification import (
     CROPS,
@@ -23,7 +24,6 @@ from hftl.tasks.image_classification import (
     measure_normalization,
     processed_size,
     set_image_size,
-    to_rgb,
 )
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -94,8 +94,8 @@ MODES = {
     "P with transparency": (make_palette(transparency=1), [RED, WHITE]),
     "CMYK": (make_cmyk([0, 255, 255, 0], [0, 0, 0, 255]), [RED, BLACK]),
     "I;16": (Image.fromarray(np.array([[0, 32896]], np.uint16)), [BLACK, GREY]),
-    "I": (Image.fromarray(np.array([[65535, 32896]], np.int32)), [WHITE, GREY]),
-    "F": (Image.fromarray(np.array([[0.0, 2.0]], np.float32)), [BLACK, WHITE]),
+    "I": (Image.fromarray(np.array([[65535, 0]], np.int32)), [WHITE, BLACK]),
+    "F": (Image.fromarray(np.array([[0.0, 1.0]], np.float32)), [BLACK, WHITE]),
 }
 
 

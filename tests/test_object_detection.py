@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
-from PIL import Image
+from PIL import Image, ImageOps
 
 import hftl
 from hftl.config import DataArguments, parse_args
@@ -21,6 +21,7 @@ from hftl.data.labels import LabelInfo
 from hftl.errors import UserError
 from hftl.hub.load_check import build_inputs, compute_logits
 from hftl.hub.push import Publication, push_run
+from hftl.hub.snippets import READ_IMAGE
 from hftl.inference.evaluation import evaluate
 from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spread_f1
 from hftl.models.load import apply_overrides, build_random, load_config
@@ -369,7 +370,8 @@ def test_prediction_pipeline_and_snippet_of_the_card_find_the_same_boxes(trained
     names = {"Image": Image, "torch": torch, "model": network.eval()}
     names["processor"] = transformers.AutoImageProcessor.from_pretrained(folder)
     names["print"] = printed = mock.Mock()
-    exec(SNIPPET.replace("photo.png", str(path)).replace("threshold=0.5", "threshold=0.2"), names)
+    code = SNIPPET.replace("{image}", READ_IMAGE).replace("photo.png", str(path))
+    exec(code.replace("threshold=0.5", "threshold=0.2"), names | {"ImageOps": ImageOps})
     assert [name for name, _ in printed.call_args.args[0]] == answer["labels"]
 
 

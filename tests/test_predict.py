@@ -21,6 +21,7 @@ from hftl import cli
 from hftl.config import parse_args
 from hftl.errors import UserError
 from hftl.inference import predictor
+from hftl.inference.outputs import open_output
 from hftl.inference.source import find_source
 from hftl.records import read_predictions
 from hftl.run import run
@@ -398,6 +399,56 @@ def test_each_mistake_is_one_line(train, files, tmp_path, monkeypatch, capsys, w
     assert message.format(**names) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "id,review,stars\n1,a cat,5\n"),
+        ("a.csv", "Text\na cat\n"),
+        ("a.csv", "a cat\nto run\n"),
+        ("a.jsonl", '{"sentence": "a cat"}\n'),
+        ("a.tsv", "text label\na cat\n"),
+    ],
+)
+def test_a_table_without_the_column_of_training_is_refused(train, tmp_path, capsys, name, content):
+    (tmp_path / name).write_text(content)
+    assert cli.main(["predict", str(train("full")), str(tmp_path / name)]) == 2
+    assert "reads the column 'text', as in training; found" in capsys.readouterr().err
+
+
+def test_a_flag_names_another_column_than_that_of_training(train, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("id;review\n" + "".join(f"{i};{text}\n" for i, text in enumerate(TEXTS)))
+    (tmp_path / "b.csv").write_text("note;text\n" + "".join(f"{i};{text}\n" for i, text in enumerate(TEXTS)))
+    expected = [row["label"] for row in hftl.load(train("full")).predict(TEXTS)]
+    named = predict(capsys, train("full"), tmp_path / "a.csv", "--text_columns", "review")
+    assert [row["label"] for row in named] == expected
+    assert [row["label"] for row in predict(capsys, train("full"), tmp_path / "b.csv")] == expected
+
+
+@pytest.mark.parametrize("separator", ["\t", ";", "|"])
+def test_predict_answers_every_line_of_a_table(train, tmp_path, capsys, separator):
+    rows = [("text", "id"), *((f'"{text}' if i in (1, 4) else text, str(i)) for i, text in enumerate(TEXTS))]
+    path = tmp_path / "a.csv"
+    path.write_text("".join(separator.join(row) + "\n" for row in rows))
+    if separator == "\t":
+        assert len(predict(capsys, train("full"), path)) == len(TEXTS)
+    else:
+        assert cli.main(["predict", str(train("full")), str(path)]) == 2
+        assert "goes on behind the quotation mark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("separator", ["\t", ";", "|"])
+def test_evaluate_reads_a_table_as_training_does(train, files, tmp_path, capsys, separator):
+    lines = (files / "test.csv").read_text().splitlines()
+    (tmp_path / "a.csv").write_text("".join(line.replace(",", separator) + "\n" for line in lines))
+    (tmp_path / "b.csv").write_text("".join(line.replace("text,", "body,") + "\n" for line in lines))
+    assert cli.main(["evaluate", str(train("full")), str(files / "test.csv")]) == 0
+    expected = capsys.readouterr().out.splitlines()[1:]
+    assert cli.main(["evaluate", str(train("full")), str(tmp_path / "a.csv")]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == expected
+    assert cli.main(["evaluate", str(train("full")), str(tmp_path / "b.csv")]) == 2
+    assert "reads the column 'text', as in training; found 'body'" in capsys.readouterr().err
+
+
 def test_a_wrong_row_from_python_says_what_to_give(train):
     model = hftl.load(train("full"))
     for rows, message in (
@@ -470,3 +521,60 @@ def test_a_kill_in_the_middle_leaves_the_old_output_whole(train, tmp_path):
         assert out.read_bytes() == b"the old answers"
         left = [path for path in tmp_path.iterdir() if path.name.startswith(f".{out.name}.")]
         assert len(left) == 1 and b"old answers" not in left[0].read_bytes()  # it was writing beside the file
+
+
+# Formulas
+
+FORMULAS = (
+    "=1+1",
+    "+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1+1",
+    "\r=1+1",
+    " =1+1",
+    "\uff1d1+1",
+    "-animal",
+    "\n=1",
+)
+HARMLESS = ("-1", "+1", "-0.5", "1e-5", "-3.5e+2", "animal", "a=b", "50 %", "", "'x", "e-mail@x.y", "-7%")
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+@pytest.mark.parametrize("place", ["cell", "header"])
+def test_a_text_that_a_spreadsheet_would_compute_is_quoted_in_csv(text, place, tmp_path):
+    columns = {"label": [text], "row_id": [0]} if place == "cell" else {text: ["animal"], "row_id": [0]}
+    with open_output(str(tmp_path / "out.csv"), io.StringIO()) as write:
+        write(columns)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert (rows[1][0] if place == "cell" else rows[0][0]) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_a_text_that_computes_nothing_stays_in_csv(text, tmp_path):
+    with open_output(str(tmp_path / "out.csv"), io.StringIO()) as write:
+        write({"label": [text], "value": [-0.5], "labels": [["=a"]], "missing": [None]})
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1] == [text, "-0.5", '["=a"]', ""]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_only_csv_is_quoted(ending, tmp_path):
+    with open_output(str(tmp_path / f"out.{ending}"), io.StringIO()) as write:
+        write({"label": ["=1+1"]})
+    content = (tmp_path / f"out.{ending}").read_bytes()
+    assert b"=1+1" in content and b"'=1+1" not in content
+
+
+@pytest.mark.parametrize("flags", [[], ["--keep_formulas"]])
+def test_labels_that_are_formulas_are_quoted_unless_asked_for(flags, files, tmp_path, capsys):
+    rows = [row | {"label": f"={row['label']}"} for row in tiny.make_texts(24)]
+    tiny.write_jsonl(tmp_path / "train.jsonl", rows)
+    words = ["--train_file", f"{tmp_path}/train.jsonl", "--model_name_or_path", f"{files}/bert", "--use_cpu"]
+    run(parse_args([*words, "--max_steps", "1", "--output_dir", f"{tmp_path}/run"], mode="full"))
+    words = ["predict", f"{tmp_path}/run", f"{files}/test.csv", "--output_file", f"{tmp_path}/out.csv", *flags]
+    assert cli.main(words) == 0
+    with (tmp_path / "out.csv").open() as file:
+        labels = {row["label"] for row in csv.DictReader(file)}
+    assert labels and all(label.startswith("=" if flags else "'=") for label in labels)

@@ -8,10 +8,12 @@ import torch
 import transformers
 from peft import PeftModel
 
+from hftl.cli import main
 from hftl.config import DataArguments, parse_args
 from hftl.data.load import load_splits
 from hftl.errors import UserError
 from hftl.inference import predictor
+from hftl.inference.evaluation import evaluate
 from hftl.metrics.squad import compute_exact_match, compute_f1
 from hftl.records import read_predictions
 from hftl.run import run
@@ -109,7 +111,7 @@ def tokenizer(tmp_path_factory):
 def test_windows_show_every_word_and_the_answer_is_marked_where_it_is_whole(tokenizer):
     tokenizer.model_max_length = 30
     try:
-        columns = cut_windows(["what has a paw"], [CONTEXT * 4], [0], tokenizer)
+        columns = cut_windows(["what has a paw"], [CONTEXT * 4], tokenizer)
     finally:
         tokenizer.model_max_length = tiny.MAX_LENGTH
     assert len(columns["row"]) > 2 and max(columns["length"]) <= 30
@@ -248,6 +250,31 @@ def test_wrong_rows_are_named(train, folder, tmp_path, change, message):
     with pytest.raises(UserError, match=message) as caught:
         train("full", train_file=tmp_path / "train.jsonl")
     assert "5" in str(caught.value) or change["answers"] == 3
+
+
+def test_bad_questions_are_left_out_of_train_predict_and_evaluate(train, folder, tmp_path):
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    rows[3] |= {"question": "what " * 30}
+    rows[5] |= {"answers": {"text": ["rain", "more"], "answer_start": [1]}}
+    tiny.write_jsonl(tmp_path / "bad.jsonl", rows)
+    record, out = train("full", "--on_bad_rows", "skip", train_file=tmp_path / "bad.jsonl")
+    assert record.data["num_train_examples"] + record.data["num_validation_examples"] == len(rows) - 2
+    model = predictor.load(out)
+    with pytest.raises(UserError, match="Row 3 cannot be answered: a question of .* tokens"):
+        model.predict(rows)
+    answers = model.predict(rows, on_bad_rows="skip")
+    assert [answer["row_id"] for answer in answers if answer["answer"] is None] == [3]
+    with pytest.raises(UserError, match=r"2 answers and 1 of answer_start \(row_id 5\)"):
+        evaluate(predictor.load(out, on_bad_rows="error"), str(tmp_path / "bad.jsonl"))
+    assert evaluate(predictor.load(out), str(tmp_path / "bad.jsonl")).num_rows == len(rows) - 2
+
+
+def test_a_file_of_squad_is_answered(train, tmp_path):
+    _, out = train("full")
+    (tmp_path / "squad.json").write_text(json.dumps(as_squad()))
+    answers = tmp_path / "answers.jsonl"
+    assert not main(["predict", str(out), str(tmp_path / "squad.json"), "--output_file", str(answers)])
+    assert len(answers.read_text().splitlines()) == len(ROWS)
 
 
 def test_an_answer_that_stands_twice_needs_its_place(train, tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageFile
+from safetensors.torch import load_file
 
 from hftl import cli
 from hftl.records import redact
@@ -177,6 +179,65 @@ def test_pickled_weights_are_not_read(train, name):
 
     assert code == 2 and "Traceback" not in output
     assert name != "pytorch_model.bin" or "convert them once, with `save_pretrained`" in output
+    assert not was_executed()
+
+
+@pytest.fixture(scope="module")
+def adapter(files, tmp_path_factory):
+    """A run of an adapter with a checkpoint, whose weights are a pickle."""
+    folder = tmp_path_factory.mktemp("adapter") / "run"
+    words = ["--mode", "peft", "--train_file", f"{files}/train.csv", "--model_name_or_path", f"{files}/bert"]
+    words += ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1", "--output_dir", str(folder)]
+    assert cli.main(["train", *words]) == 0
+    for place in (folder, folder / "checkpoint-1", folder / "checkpoint-2"):
+        torch.save(load_file(place / "adapter_model.safetensors"), place / "adapter_model.bin")
+        (place / "adapter_model.safetensors").unlink()
+        if place != folder:
+            commit_again(place)
+    return folder
+
+
+VERBS = {
+    "predict": ["predict", "RUN", "FILES/test.csv"],
+    "predict of a checkpoint": ["predict", "RUN/checkpoint-1", "FILES/test.csv"],
+    "evaluate": ["evaluate", "RUN", "FILES/test.csv"],
+    "export": ["export", "RUN", "onnx"],
+    "merge": ["merge", "RUN", "merged"],
+    "push": ["push", "RUN", "--repo_id", "org/x", "--dry_run"],
+    "push with its base": ["push", "RUN", "--repo_id", "org/x", "--dry_run", "--include_base"],
+    "push merged": ["push", "RUN", "--repo_id", "org/x", "--dry_run", "--merge"],
+    "train from it": ["train", "--mode", "full", "--train_file", "FILES/train.csv", "--model_name_or_path", "RUN"],
+    "resume": [
+        "train",
+        "RUN/config.yaml",
+        "--output_dir",
+        "RUN",
+        "--resume_from_checkpoint",
+        "true",
+        "--max_steps",
+        "3",
+    ],
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("verb", VERBS)
+def test_pickled_weights_of_an_adapter_are_never_read(verb, adapter, files, capsys, monkeypatch):
+    """They are harmless weights here, which would load: what counts is that nothing opens them."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    words = [word.replace("RUN", str(adapter)).replace("FILES", str(files)) for word in VERBS[verb]]
+    code = cli.main(words)
+    output = capsys.readouterr()
+    assert code == (5 if verb in ("push", "push with its base") else 2), output.err
+    assert "adapter_model.bin" in output.err or verb == "train from it"
+    assert "Traceback" not in output.err
+
+
+def test_a_pickle_under_the_name_of_an_adapters_safetensors_is_refused(adapter, files, capsys, tmp_path):
+    run = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    (run / "adapter_model.safetensors").write_bytes(pickle.dumps(Payload()))
+    for words in (["predict", str(run), f"{files}/test.csv"], ["merge", str(run), "merged"]):
+        assert cli.main(words) == 2 and "Traceback" not in capsys.readouterr().err
     assert not was_executed()
 
 
@@ -397,6 +458,49 @@ def test_a_token_in_an_error_is_taken_out(train, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret-of-another-form")
     code, output = train(model_name_or_path="./secret-of-another-form")
     assert code == 2 and "secret-of-another" not in output
+
+
+TOKENS = (
+    *("hf_" + "aB3" * 12, "hf_oauth_" + "aB-3_" * 8, "hf_oauth_eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIx.sig-na_ture"),
+    *("hf_jwt_eyJhbGciOiJIUzI1NiJ9.e30.abc", "api_org_" + "aB3" * 12),
+)
+
+
+@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize("text", ["{}", "say {}.", '{{"a": "{}"}}', "https://x/?token={}&b=1", "({})", "{}\nb"])
+def test_every_kind_of_token_is_taken_out_of_texts_and_nothing_else_is(token, text):
+    found = redact(text.format(token))
+    assert re.search(r"(hf_|hf_oauth_|hf_jwt_|api_org_)\[redacted\]", found)
+    assert token[9:] not in found and len(found) == len(text.format("")) + len(re.search(r"\w+\[redacted\]", found)[0])
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_token_of_any_kind_is_in_nothing_that_a_run_writes(train, files, token):
+    code, output = train("--run_name", f"try-{token}", "--save_strategy", "steps", "--save_steps", "1")
+    assert code == 0, output
+    written = [path for path in Path("out").rglob("*") if path.is_file()]
+    assert len(written) > 10 and [str(path) for path in written if token.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("text", ["s3://{}@bucket/x.csv", "https://{}@host:8000/a", "got postgres://{}@h, and"])
+def test_a_password_in_an_address_is_taken_out(text):
+    assert redact(text.format("user:secret")) == text.format("[redacted]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf_hub_download",
+        "hf_oauth_client_id",
+        "api_org_name",
+        "https://host:80/a@b",
+        "a:b@c",
+        "hf_jwt_",
+        "12:30 x@y.z",
+    ],
+)
+def test_words_that_are_no_secret_stay(text):
+    assert redact(text) == text
 
 
 @pytest.mark.parametrize("value", ["", "short", "   "])

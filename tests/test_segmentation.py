@@ -16,7 +16,8 @@ import hftl
 from hftl.config import DataArguments, parse_args
 from hftl.data.files import read_folder
 from hftl.data.labels import IGNORED
-from hftl.data.masks import name_classes, read_masks, to_classes
+from hftl.data.mask_numbers import Coding, to_classes
+from hftl.data.masks import name_classes, read_masks
 from hftl.errors import UserError
 from hftl.metrics.segmentation import compute_pixel_report
 from hftl.records import read_predictions
@@ -178,8 +179,8 @@ def test_image_and_mask_are_cropped_and_flipped_alike():
 
 def test_reduced_labels_leave_the_first_number_out():
     mask = Image.fromarray(np.array([[0, 1, 2, 255]], np.uint8))
-    assert to_classes(mask, is_reduced=True).tolist() == [[255, 0, 1, 255]]
-    assert to_classes(mask, is_reduced=False).tolist() == [[0, 1, 2, 255]]
+    assert to_classes(mask, Coding(is_reduced=True)).tolist() == [[255, 0, 1, 255]]
+    assert to_classes(mask, Coding()).tolist() == [[0, 1, 2, 255]]
 
 
 def test_classes_without_names_are_the_numbers_of_the_masks(tmp_path):
@@ -196,7 +197,7 @@ def spoil_class(folder):
 
 
 def spoil_mode(folder):
-    Image.new("RGB", (32, 32)).save(folder / "masks" / "1.png")
+    Image.new("RGB", (32, 32), "red").save(folder / "masks" / "1.png")
 
 
 def spoil_file(folder):
@@ -213,7 +214,10 @@ def spoil_all(folder):
     [
         (spoil_size, r"train, row_id 1: the mask .*1.png is 31 x 32 pixels, its image 32 x 32"),
         (spoil_class, r"train, row_id 1: the mask .*1.png has the class 7, but the classes are 0 to 1"),
-        (spoil_mode, r"row_id 1: the mask .*1.png is an image of mode RGB; expected one number a pixel"),
+        (
+            spoil_mode,
+            r"row_id 1: the mask .*1.png has 1 colors and no class numbers. Say .*: --class_names NAME=#ff0000",
+        ),
         (spoil_file, r"row_id 1: the mask .*1.png cannot be read"),
         (spoil_all, r"No pixel of any mask of train has a class"),
     ],

@@ -171,3 +171,34 @@ def test_a_cut_text_keeps_its_end_and_is_counted(folder):
     ids, is_cut = _read("one two three four five", tokenizer)
     assert is_cut and len(ids) == 4 and ids[-1] == tokenizer.eos_token_id
     assert np.array_equal(_read("a", tokenizer)[0], [*tokenizer("a").input_ids, tokenizer.eos_token_id])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"en": "cat", "ro": "pisica"}, {"en": "dog", "ro": "caine"}],
+        ['{"en": "cat", "ro": "pisica"}', '{"en": "dog", "ro": "caine"}'],
+        ["{'en': 'cat', 'ro': 'pisica'}", "{'en': 'dog', 'ro': 'caine'}"],
+    ],
+)
+def test_translations_are_taken_apart_however_they_are_stored(rows):
+    raw = datasets.Dataset.from_dict({"translation": rows})
+    args = DataArguments(task="seq2seq", source_column="en", target_column="ro")
+    read = standardize_pairs(datasets.DatasetDict(train=raw), args)["train"]
+    assert read["text"][:] == ["cat", "dog"] and read["target"][:] == ["pisica", "caine"]
+
+
+@pytest.mark.parametrize("first", [{"ro": "pisica"}, {"en": None, "ro": "pisica"}, None])
+def test_a_language_that_the_first_row_lacks_is_a_column(first):
+    raw = datasets.Dataset.from_list([{"translation": first}, {"translation": {"en": "dog", "ro": "caine"}}])
+    args = DataArguments(task="seq2seq", source_column="en", target_column="ro")
+    assert standardize_pairs(datasets.DatasetDict(train=raw), args)["train"]["text"][:] == [None, "dog"]
+
+
+@pytest.mark.parametrize("name", ["instruction", "context", "system"])
+def test_an_instruction_beside_an_input_is_not_left_out(name):
+    raw = datasets.DatasetDict(train=datasets.Dataset.from_dict({name: ["x"], "input": ["y"], "output": ["z"]}))
+    with pytest.raises(UserError, match=f"The column '{name}' says what is to be done with 'input', and would not be"):
+        standardize_pairs(raw, DataArguments(task="seq2seq"))
+    given = DataArguments(task="seq2seq", source_column="input", target_column="output")
+    assert standardize_pairs(raw, given)["train"]["text"][:] == ["y"]

@@ -20,6 +20,7 @@ def predict(argv: list[str]) -> None:
         "input", help="csv, tsv, json(l), parquet, txt (a row a line), images, data set[:SPLIT], or - for lines"
     )
     parser.add_argument("--output_file", help=".jsonl, .csv or .parquet; default: a table, or JSON lines in a pipe")
+    parser.add_argument("--keep_formulas", action="store_true", help="csv: no ' before texts that start with = + - @")
     parser.add_argument("--top_k", type=int, default=1, help="classes named for each row")
     parser.add_argument("--threshold", type=float, default=0.5, help="probability of a label, where several may hold")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="of what a language model writes")
@@ -39,6 +40,7 @@ def predict(argv: list[str]) -> None:
         _batch_size(options.batch_size),
         options.model_revision,
         {name: getattr(options, name) for name in MODEL_DATA_FLAGS},
+        options.keep_formulas,
     )
     try:
         print(predict_rows(request, lines=sys.stdin, stream=sys.stdout), file=sys.stderr)
@@ -53,6 +55,7 @@ def evaluate(argv: list[str]) -> None:
         "data", help="file, folder, Hub id or bundled:NAME, with :SPLIT; default: test or the only one"
     )
     parser.add_argument("--label_column", nargs="+", help="default: as in training")
+    parser.add_argument("--on_bad_rows", choices=("error", "skip"), help="default: as in training")
     parser.add_argument("--output_file", type=Path, help="all of it as JSON")
     options = parser.parse_args(argv)
     prepare_libraries()
@@ -60,7 +63,7 @@ def evaluate(argv: list[str]) -> None:
     from hftl.inference.predictor import load
     from hftl.records import write_json
 
-    changes = {name: getattr(options, name) for name in (*MODEL_DATA_FLAGS, "label_column")}
+    changes = {name: getattr(options, name) for name in (*MODEL_DATA_FLAGS, "label_column", "on_bad_rows")}
     batch_size = _batch_size(options.batch_size)
     predictor = load(options.model, revision=options.model_revision, batch_size=batch_size, **changes)
     evaluation = evaluate_rows(predictor, options.data)
@@ -135,9 +138,11 @@ def push(argv: list[str]) -> None:
     if options.resume:
         address = resume_push(options.run, print)
     elif options.run is None:
-        flags = {"public": options.public, "dry_run": options.dry_run}
+        flags = {"public": options.public, "dry_run": options.dry_run, "share_rows": options.share_rows}
         address = push_report(options.report, options.repo_id, say=print, **flags)
     else:
+        if options.share_rows:
+            print("--share_rows changes nothing: what a push of a run sends quotes no rows in any case")
         names = ("repo_id", "public", "revision", "create_pr", "merge", "include_base", "subfolder")
         report = str(options.report.absolute()) if options.report else None
         publication = Publication(**{name: getattr(options, name) for name in names}, report=report)
@@ -180,6 +185,7 @@ def _parse_push(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--subfolder", default="", help="of the repository, for several runs in one")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="list files and card, touch no network")
     parser.add_argument("--resume", action="store_true", help="go on with a push of this run that did not end")
+    parser.add_argument("--share_rows", action="store_true", help="of --report: show errors, which may quote rows")
     parser.add_argument("--report", type=Path, help="folder of hftl compare: as a Space, or for the card of RUN")
     if (word := next((word for word in argv if word.startswith(("--token", "--hub_token"))), None)) is not None:
         name = word.partition("=")[0]

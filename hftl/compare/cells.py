@@ -21,6 +21,7 @@ from hftl.baselines import BASELINES, run_baseline
 from hftl.compare.plan import Cell, parse_cell
 from hftl.config import Arguments
 from hftl.errors import Interrupted, OutOfResources, TrainingDiverged
+from hftl.models.weights import digest_weights
 from hftl.pretraining import hash_texts
 from hftl.records import CANARY_FILE, RECORD_FILE, RunRecord, describe_environment, redact, write_atomically
 from hftl.run import run
@@ -51,10 +52,12 @@ class Job:
 
 
 def compute_key(cell: Cell, data_fingerprint: str) -> str:
-    """12 hexadecimal digits of what decides the result of a cell: settings, data, code and library versions."""
+    """12 hexadecimal digits of what decides the result of a cell: settings, data, weights, code and versions."""
     content = {"settings": cell.settings, "data": data_fingerprint, "code": hash_code(), "versions": read_versions()}
     if path := cell.settings.get("pretrain_file"):
         content["texts"] = hash_texts(path)
+    if digest := digest_weights(cell.settings.get("model_name_or_path")):  # a folder may be trained again in place
+        content["weights"] = digest
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import datasets
 import numpy as np
 
+from hftl.data.faults import MAX_NAMED
 from hftl.data.findings import Finding, Rows, act_on, find_all, parse_policies
 from hftl.data.inputs import Look, look_at
 from hftl.data.labels import REGRESSION, SINGLE, LabelInfo
@@ -127,6 +128,7 @@ def _number_rows(
         near=_group_near(every, exact) if is_searched else None,
         label=labels,
         group=_number_column(splits, names, "group"),
+        is_constant=np.array([look.is_constant for look in every], bool),
     )
 
 
@@ -185,12 +187,14 @@ def _describe_bad_rows(
 ) -> str:
     lines = []
     for split, faults in bad.items():
-        for fault, indices in faults.items():
+        for fault, indices in sorted(faults.items(), key=lambda pair: -len(pair[1]))[:MAX_NAMED]:
             ids = splits[split].select(indices[:5])["row_id"][:]
             paths = [looks[split][index].path for index in indices[:5]]
             named = [f"{row_id} {path}" if path else str(row_id) for row_id, path in zip(ids, paths, strict=True)]
             more = ", ..." if len(indices) > 5 else ""
             lines.append(f"{split}: {len(indices)} x {fault} (row_id {', '.join(named)}{more})")
+        if len(faults) > MAX_NAMED:
+            lines.append(f"{split}: {len(faults) - MAX_NAMED} other faults")
     return "Some rows cannot be used. " + "; ".join(lines) + ". Repair them, or drop them with `--on_bad_rows skip`."
 
 
@@ -215,7 +219,8 @@ def _drop_bad_rows(
     if not bad:
         return rows
     good = [index for index, look in enumerate(looks) if look.fault is None]
-    found = ", ".join(f"{len(indices)} x {fault}" for fault, indices in bad.items())
+    found = ", ".join(f"{len(indices)} x {fault}" for fault, indices in list(bad.items())[:MAX_NAMED])
+    found += f" and {len(bad) - MAX_NAMED} other faults" if len(bad) > MAX_NAMED else ""
     if not good:
         raise UserError(f"No row of {split} can be used ({found}); repair the data.")
     logger.warning("Dropped %d of %d rows of %s: %s.", len(rows) - len(good), len(rows), split, found)

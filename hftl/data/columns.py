@@ -5,15 +5,19 @@ This module must not look at what the values mean: that is `labels` and `audit`.
 """
 
 import logging
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hftl.data.files import IMAGE_PATH_NAMES
 from hftl.data.label_columns import name_label_columns
-from hftl.errors import UserError, unknown_name
+from hftl.errors import MAX_NAMES, UserError, quote_names, shorten, unknown_name
 
 if TYPE_CHECKING:
     from hftl.config import DataArguments
@@ -73,10 +77,11 @@ def choose_inputs(features: datasets.Features, args: "DataArguments", modality: 
     labels = [name for name in features if name in given or name.lower() in sum(LABEL_NAMES, ())]
     if modality == "image":
         return _choose_image(features, args.image_column, given[0] if given else "")
-    if args.text_columns:
-        return _check_given_texts(features, args.text_columns, "")
-    others = datasets.Features({name: feature for name, feature in features.items() if name not in labels})
-    return _choose_texts(others or features, None, "")
+    others = {name: feature for name, feature in features.items() if name not in labels} or features
+    chosen = _choose_texts(features if args.text_columns else datasets.Features(others), args.text_columns, "")
+    for name in chosen:
+        _check_text(name, features[name])
+    return chosen
 
 
 def standardize_columns(splits: datasets.DatasetDict, columns: Columns, modality: Modality) -> datasets.DatasetDict:
@@ -93,6 +98,19 @@ def standardize_columns(splits: datasets.DatasetDict, columns: Columns, modality
         _check_text(name, splits["train"].features[name])
     target = datasets.Image() if modality == "image" else datasets.Value("string")
     return datasets.DatasetDict({split: _standardize(rows, names, inputs, target) for split, rows in splits.items()})
+
+
+def read_whole_numbers(rows: datasets.Dataset) -> datasets.Dataset:
+    """Labels that are decimals without a fraction as integers, which is what they are where a network has classes."""
+    if _is_decimal(rows.features["label"]) and are_whole(rows.data.column("label")):
+        return rows.cast_column("label", datasets.Value("int64"))
+    return rows
+
+
+def are_whole(values: pa.ChunkedArray) -> bool:
+    """Whether decimals have no fraction and are finite; those that are missing count for nothing."""
+    is_whole = pc.and_(pc.is_finite(values), pc.equal(pc.floor(values), values))
+    return bool(pc.all(is_whole).as_py() is not False)
 
 
 def _standardize(
@@ -124,6 +142,11 @@ def _choose_texts(features: datasets.Features, given: list[str] | None, label: s
     if given:
         return _check_given_texts(features, given, label)
     names = [name for name, feature in features.items() if _is_string(feature) and name != label]
+    if not names and (images := [name for name in features if isinstance(features[name], datasets.Image)]):
+        raise UserError(
+            f"The column {quote_names(images)} holds images and no column holds texts; for images give "
+            "`--task image-classification`."
+        )
     if len(names) == 1:
         return (names[0],)
     lowered = {name.lower(): name for name in features if name != label}
@@ -131,13 +154,18 @@ def _choose_texts(features: datasets.Features, given: list[str] | None, label: s
     paired = {name for pair in pairs for name in pair}
     singles = [(lowered[name],) for name in TEXT_NAMES if name in lowered and lowered[name] not in paired]
     if len(found := pairs + singles) != 1:
-        raise _ambiguous("text", [" ".join(names) for names in found] or names, features, "--text_columns A [B]")
+        raise _ambiguous("text", found or [(name,) for name in names], features, "--text_columns A [B]")
+    if decimals := [name for name in found[0] if _is_decimal(features[name])]:
+        raise UserError(
+            f"The text column {decimals[0]!r} holds numbers, and 1.50 would be read as 1.5; to read them as they are "
+            f"written give `--text_columns {shlex.join(found[0])}`."
+        )
     return found[0]
 
 
 def _check_given_texts(features: datasets.Features, given: list[str], label: str) -> tuple[str, ...]:
     if len(given) > 2 or len(set(given)) < len(given):
-        raise UserError(f"--text_columns takes one or two different columns; found {', '.join(given)}.")
+        raise UserError(f"--text_columns takes one or two different columns; found {quote_names(given)}.")
     if label in given:
         raise UserError(f"The column {label!r} is the label; it cannot be a text as well. Give --label_column X.")
     return tuple(_known(name, features, "--text_columns") for name in given)
@@ -172,7 +200,8 @@ def _check_text(name: str, feature: object) -> None:
         return
     if not isinstance(feature, datasets.Value) or "binary" in feature.dtype:
         raise UserError(
-            f"The text column {name!r} holds {feature}, not text; choose another with --text_columns A [B]."
+            f"The text column {name!r} holds {shorten(str(feature), 200)}, not text; choose another with "
+            "--text_columns A [B]."
         )
     logger.warning("The text column %r holds %s and is turned into text.", name, feature.dtype)
 
@@ -181,14 +210,17 @@ def _is_string(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
+def _is_decimal(feature: object) -> bool:
+    return isinstance(feature, datasets.Value) and "float" in feature.dtype
+
+
 def _known(name: str, features: datasets.Features, flag: str) -> str:
     if name not in features:
         raise unknown_name("column", name, features, f"Correct {flag}.")
     return name
 
 
-def _ambiguous(kind: str, found: list[str], features: datasets.Features, flag: str) -> UserError:
-    reason = (
-        f"several columns could be the {kind} ({'; '.join(found)})" if found else f"no column looks like the {kind}"
-    )
-    return UserError(f"Among the columns {', '.join(features)} {reason}; say which with `{flag}`.")
+def _ambiguous(kind: str, found: Sequence[str | tuple[str, ...]], features: datasets.Features, flag: str) -> UserError:
+    names = "; ".join(quote_names([name] if isinstance(name, str) else name) for name in found[:MAX_NAMES])
+    reason = f"several columns could be the {kind} ({names})" if found else f"no column looks like the {kind}"
+    return UserError(f"Among the columns {quote_names(features)} {reason}; say which with `{flag}`.")

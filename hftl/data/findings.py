@@ -67,6 +67,9 @@ KINDS = {
         False,
         "Labels that differ in case, width or what joins their words are learnt apart. Join those that are one.",
     ),
+    "constant_images": Kind(
+        "warn", True, "Images of one color show nothing. Look whether they were saved as they should be, or drop them."
+    ),
     "missing_classes": Kind("warn", False, "Classes without rows are not learnt, or not measured. Add rows of them."),
     "truncated_texts": Kind(
         "warn",
@@ -151,6 +154,7 @@ class Rows:
         near: equal numbers for inputs that are nearly the same, equal ones included; None: not looked for.
         label: equal numbers for equal labels; None: there are none.
         group: equal numbers for rows of one group; None: there are none.
+        is_constant: images all of whose pixels are alike; None: not looked for.
     """
 
     names: Sequence[str]
@@ -160,6 +164,7 @@ class Rows:
     near: np.ndarray | None = None
     label: np.ndarray | None = None
     group: np.ndarray | None = None
+    is_constant: np.ndarray | None = None
 
     def count(self, is_in: np.ndarray) -> dict[str, int]:
         """Rows of each split for which `is_in` [N] holds; splits without any are left out."""
@@ -186,6 +191,8 @@ def find_all(rows: Rows, info: LabelInfo, label_counts: Mapping[str, Mapping[str
     if rows.label is not None:
         findings.append(_find_conflicts(rows))
     findings += _look_at_names(info)
+    if rows.is_constant is not None and rows.is_constant.any():
+        findings.append(_list_constant(rows, rows.is_constant))
     if info.problem_type == SINGLE and label_counts:
         findings += _look_at_classes(info, label_counts)
     findings.append(_within("duplicates_within_splits", rows, rows.exact))
@@ -312,6 +319,13 @@ def _look_at_names(info: LabelInfo) -> list[Finding]:
         examples = [" and ".join(map(repr, names)) for names in alike]
         found.append(Finding("similar_labels", {}, examples[:MAX_EXAMPLES], {"labels": alike}))
     return found
+
+
+def _list_constant(rows: Rows, is_constant: np.ndarray) -> Finding:
+    """Images of one color."""
+    examples = [rows.show(index) for index in np.flatnonzero(is_constant)[:MAX_EXAMPLES]]
+    drop = np.flatnonzero(is_constant & (rows.split == 0))
+    return Finding("constant_images", rows.count(is_constant), examples, drop=drop)
 
 
 def _look_at_classes(info: LabelInfo, label_counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:

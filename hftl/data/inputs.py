@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hftl.data.pixels import is_deep, read_values, to_rgb
 from hftl.data.similarity import THUMBNAIL, describe_images
 from hftl.records import count_cores
 
@@ -33,6 +34,7 @@ class Look:
         texts: of a text row.
         signature: of an image row, see `similarity.describe_images`.
         path: the file of an image.
+        is_constant: of an image: all its pixels are alike, as the network reads them.
     """
 
     fault: str | None
@@ -40,6 +42,7 @@ class Look:
     texts: tuple[str, ...] = ()
     signature: np.ndarray | None = None
     path: str | None = None
+    is_constant: bool = False
 
 
 def look_at(rows: datasets.Dataset, split: str, modality: str) -> list[Look]:
@@ -58,12 +61,17 @@ def _look_at_texts(rows: datasets.Dataset) -> Iterator[Look]:
 
 
 def list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]:
-    """The texts of each row, and what is wrong with them. A prompt may be empty, what is to be learnt may not."""
+    """The texts of each row, and what is wrong with it. A prompt may be empty, what is to be learnt may not."""
+    known = rows["fault"] if "fault" in rows.column_names else itertools.repeat(None, len(rows))
+    for (texts, fault), read in zip(_list_texts(rows), known, strict=True):
+        yield texts, read or fault
+
+
+def _list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]:
     if "messages" in rows.column_names:
-        for messages in rows["messages"]:
-            answers = [m for m in messages or [] if m["role"] == "assistant" and (m["content"] or "").strip()]
-            texts = [m["content"] or "" for m in messages or []]
-            yield texts, None if answers else "chat without an answer of the assistant"
+        for messages, tools in zip(rows["messages"], rows["tools"], strict=True):
+            texts = [f"{m['content']}{m['extra'] or ''}" for m in messages or []]
+            yield texts + ([tools] if tools else []), find_chat_fault(messages or [])
     elif "completion" in rows.column_names:
         for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
             yield [prompt or "", completion or ""], None if (completion or "").strip() else "empty completion"
@@ -72,6 +80,15 @@ def list_texts(rows: datasets.Dataset) -> Iterator[tuple[list[str], str | None]]
         for texts in zip(*(rows[name] for name in names), strict=True):
             found = [text or "" for text in texts]
             yield found, None if all(text.split() for text in found) else "empty text"
+
+
+def find_chat_fault(messages: list[dict]) -> str | None:
+    """Why nothing can be learnt from a chat; None for a good one."""
+    turns = [m for m in messages if m["role"] == "assistant" and m["is_learnt"]]
+    if not turns:
+        return "chat without an answer of the assistant"
+    is_said = [bool(turn["content"].strip() or turn["extra"]) for turn in turns]
+    return None if all(is_said) else "empty answer of the assistant"
 
 
 def _look_at_images(rows: datasets.Dataset, split: str) -> Iterator[Look]:
@@ -107,7 +124,20 @@ def _look_at_image(image: dict | None, thumbnail: np.ndarray) -> Look:
         data = Path(path).read_bytes() if data is None else data
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         return Look("missing file" if isinstance(error, FileNotFoundError) else "unreadable file", path=path)
-    return Look(_decode(data, thumbnail), hashlib.sha256(data).digest(), path=path)
+    fault = _decode(data, thumbnail)
+    is_constant = fault is None and _is_constant(data, thumbnail)
+    return Look(fault, hashlib.sha256(data).digest(), path=path, is_constant=is_constant)
+
+
+def _is_constant(data: bytes, thumbnail: np.ndarray) -> bool:
+    """Whether all pixels are alike; only where the thumbnail leaves that open is the image decoded once more."""
+    with Image.open(io.BytesIO(data)) as image:
+        if np.ptp(thumbnail, axis=(0, 1)).any() and not image.has_transparency_data:
+            return False
+        if is_deep(image):
+            values = read_values(image)
+            return bool((values == values[0, 0]).all() or not np.isfinite(values).any())
+        return all(low == high for low, high in to_rgb(image).getextrema())
 
 
 def _decode(data: bytes, thumbnail: np.ndarray) -> str | None:
@@ -138,7 +168,6 @@ def _make_thumbnail(image: Image.Image, box: tuple[float, ...] | None = None) ->
         image: any mode.
         box: what of it is the picture; a JPEG that was scaled on the way has a part of a pixel more at two edges.
     """
-    if image.mode.startswith("I") or image.mode == "F":  # converted by Pillow, all above 255 would be white
-        values = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray((values / max(float(values.max()), 1e-6) * 255).clip(0, 255).astype(np.uint8))
+    if is_deep(image):  # converted by Pillow, all above 255 would be white
+        image = to_rgb(image)
     return np.asarray(image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, box, 2.0))

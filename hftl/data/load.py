@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hftl import assets
 from hftl.data import files
-from hftl.errors import UserError
+from hftl.data.columns import are_whole
+from hftl.errors import UserError, quote_names, shorten
 
 if TYPE_CHECKING:
     from hftl.config import DataArguments
@@ -129,32 +132,65 @@ def _rename_splits(raw: dict[str, datasets.Dataset]) -> dict[str, datasets.Datas
 
 
 def _unify_columns(splits: dict[str, datasets.Dataset]) -> datasets.DatasetDict:
-    """Gives all splits the columns and types of train; numbers yield to wider numbers and to texts."""
+    """Gives all splits the columns and types of train; numbers yield to wider numbers and to texts.
+
+    What train has not is left out, and what another split has not is empty there, which is an error where it is used.
+    """
     train = splits["train"]
-    for split, rows in splits.items():
-        if set(rows.column_names) != set(train.column_names):
-            raise UserError(
-                f"Columns differ: train has {', '.join(sorted(train.column_names))}; {split} has "
-                f"{', '.join(sorted(rows.column_names))}. Give all splits the same columns."
-            )
+    splits = {split: _fit_columns(rows, train, split) for split, rows in splits.items()}
     _check_classes(splits)
-    shared = {name: _widest([rows.features[name] for rows in splits.values()]) for name in train.column_names}
+    types = {split: rows.features for split, rows in splits.items()}  # a property that goes through all columns
+    shared = {name: _unify_types(name, splits, types) for name in train.column_names}
     unified = {}
     for split, rows in splits.items():
         try:
             target = datasets.Features({name: shared[name] for name in rows.column_names})
-            unified[split] = rows if rows.features == target else rows.cast(target)
+            unified[split] = rows if types[split] == target else rows.cast(target)
         except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's errors are these
-            raise UserError(f"The columns of {split} do not fit the types of train ({shared}): {error}.") from error
+            raise UserError(
+                f"The columns of {split} do not fit the types of train ({shorten(str(shared), 600)}): {error}."
+            ) from error
     return datasets.DatasetDict(unified)
+
+
+def find_empty(splits: datasets.DatasetDict) -> dict[str, list[str]]:
+    """Columns that hold nothing in a split but something in train, as those do that its file does not have."""
+    tables = {split: rows.with_format("arrow")[:] for split, rows in splits.items()}
+    empty = {split: {n for n in table.column_names if _is_empty(table.column(n))} for split, table in tables.items()}
+    names = [name for name in splits["train"].column_names if name not in empty["train"]]
+    found = {split: [name for name in names if name in empty[split]] for split in splits}
+    return {split: names for split, names in found.items() if names}
+
+
+def _is_empty(column: pa.ChunkedArray) -> bool:
+    """Whether there are missing values and empty lists alone."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return not pc.any(pc.greater(pc.list_value_length(column), 0)).as_py()
+    return column.null_count == len(column)
+
+
+def _fit_columns(rows: datasets.Dataset, train: datasets.Dataset, split: str) -> datasets.Dataset:
+    wanted, found, num_rows = train.features, rows.features, len(rows)
+    missing = [name for name in wanted if name not in found]
+    surplus = [name for name in found if name not in wanted]
+    if surplus:
+        logger.info("Left out of %s, because train has no such columns: %s.", split, quote_names(surplus))
+        rows = rows.remove_columns(surplus)
+    if missing:
+        logger.info("Empty in %s, which has no such columns: %s.", split, quote_names(missing))
+        features = datasets.Features({name: wanted[name] for name in missing})
+        empty = datasets.Dataset.from_dict({name: [None] * num_rows for name in missing}, features=features)
+        rows = datasets.concatenate_datasets([rows, empty], axis=1) if rows.column_names else empty
+    return rows
 
 
 def _check_classes(splits: dict[str, datasets.Dataset]) -> None:
     """Classes inside of objects are numbers, which the cast to train's names would leave as they are."""
-    for column, feature in splits["train"].features.items():
+    types = {split: rows.features for split, rows in splits.items()}
+    for column, feature in types["train"].items():
         known = _nested_classes(feature)
-        for split, rows in splits.items():
-            found = _nested_classes(rows.features[column])
+        for split, features in types.items():
+            found = _nested_classes(features[column])
             if found and found != known:  # what has no names of its own is cast to those of train
                 raise UserError(
                     f"The classes of {column} differ: train has {known}; {split} has {found}. Give all splits "
@@ -170,6 +206,16 @@ def _nested_classes(feature: object, *, is_inside: bool = False) -> list[list[st
         return _nested_classes(feature.feature, is_inside=True)
     members = feature.values() if isinstance(feature, dict) else ()
     return [names for member in members for names in _nested_classes(member, is_inside=True)]
+
+
+def _unify_types(name: str, splits: dict[str, datasets.Dataset], types: dict[str, datasets.Features]) -> object:
+    """As `_widest`, but integers stay integers where the decimals of other splits have no fraction."""
+    features = [types[split][name] for split in splits]
+    found = _widest(features)
+    if found != datasets.Value("float64") or not any("int" in feature.dtype for feature in features):
+        return found
+    decimals = [rows.data.column(name) for split, rows in splits.items() if "float" in types[split][name].dtype]
+    return datasets.Value("int64") if all(map(are_whole, decimals)) else found
 
 
 def _widest(features: list) -> object:

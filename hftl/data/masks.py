@@ -1,12 +1,13 @@
 """Which column is the image and which the mask of its classes, and can every pixel of a mask be learnt?
 
 After `read_masks` all data look alike: `row_id`, `image`, `mask`, both `datasets.Image`. A mask holds the number of a
-class in each pixel, and 255 where nothing is to be learnt. Must not know networks or sizes that they read.
+class in each pixel, or what `mask_numbers` makes one, and 255 where nothing is to be learnt. Must not know networks or
+sizes that they read.
 """
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,24 @@ from PIL import Image
 from hftl.data.columns import choose_named
 from hftl.data.files import IMAGE_PATH_NAMES, MASK_NAMES
 from hftl.data.label_columns import name_label_column
+from hftl.data.mask_numbers import (
+    COLOR_MODES,
+    IGNORED_PIXEL,
+    Coding,
+    Tally,
+    check_numbers,
+    read_coding,
+    read_numbers,
+    suggest,
+    to_classes,
+)
+from hftl.data.pixels import turn_upright
 from hftl.errors import UserError
 from hftl.records import count_cores
 
 logger = logging.getLogger(__name__)
 
-IGNORED_PIXEL = 255  # in a mask file: nothing is known of this pixel
-MASK_MODES = ("L", "P", "1", "I", "I;16")  # of Pillow: one number a pixel
+BLURRED_FORMATS = ("JPEG", "MPO", "JPEG2000")  # of Pillow: the numbers that come out are not those that went in
 SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF tag Orientation of images that lie on their side
 ORIENTATION = 0x0112
 BATCH = 64  # rows that a thread looks at in one go
@@ -72,41 +84,58 @@ def name_classes(splits: datasets.DatasetDict, args: Any) -> tuple[tuple[str, ..
 
     Raises:
         UserError: a mask cannot be used, or holds a number that no class has; the row is named. With
-            `--on_bad_rows skip` such rows are dropped instead.
+            `--on_bad_rows skip` such rows are dropped instead. Or the numbers of train are not those of classes.
     """
-    given = args.class_names
-    if given is not None and len(set(given)) < max(2, len(given)):
-        raise UserError(f"--class_names has {', '.join(given)}; give two or more names, each once.")
-    splits, limit = datasets.DatasetDict(splits), len(given) if given is not None else None
-    if limit is None:
-        splits["train"], seen = check_masks(splits["train"], "train", IGNORED_PIXEL, args)
-        limit = 1 + max(seen, default=0)
-    for split in splits:
-        splits[split], _ = check_masks(splits[split], split, limit, args)
-    return tuple(given) if given is not None else tuple(map(str, range(max(limit, 2)))), splits
+    coding = coding_of(args)
+    splits, names = datasets.DatasetDict(splits), coding.names
+    splits["train"], tally = check_masks(splits["train"], "train", coding, args)
+    check_numbers(tally, coding)
+    if names is None:
+        largest = max(set(tally.counts) - {IGNORED_PIXEL})
+        names = tuple(map(str, range(largest + 1 - coding.is_reduced)))
+    for split in set(splits) - {"train"}:
+        splits[split], _ = check_masks(splits[split], split, coding, args, len(names))
+    return names, splits
 
 
-def check_masks(rows: datasets.Dataset, split: str, num_classes: int, args: Any) -> tuple[datasets.Dataset, set[int]]:
+def coding_of(args: Any) -> Coding:
+    """How the masks of a run name classes."""
+    return read_coding(args.class_names, is_reduced=args.reduce_labels)
+
+
+def check_masks(
+    rows: datasets.Dataset, split: str, coding: Coding, args: Any, num_classes: int | None = None
+) -> tuple[datasets.Dataset, Tally]:
     """Looks at every mask of a split.
 
+    Args:
+        rows: in canonical columns.
+        split: its name.
+        coding: how masks name classes.
+        args: the `DataArguments`.
+        num_classes: None: as many as the coding names, or as there are numbers.
+
     Returns:
-        The rows, without bad ones where `--on_bad_rows skip` says so, and the classes that occur.
+        The rows, without bad ones where `--on_bad_rows skip` says so, and the numbers that occur.
 
     Raises:
-        UserError: a mask is missing, of another size than its image, not one number a pixel, or holds a number from
-            `num_classes` on that is not 255.
+        UserError: a mask is missing, of another size than its image, without a number for each pixel, or holds one
+            that is neither that of a class nor 255.
     """
     raw = rows.cast_column("image", datasets.Image(decode=False)).cast_column("mask", datasets.Image(decode=False))
     batches = (raw[start : start + BATCH] for start in range(0, len(raw), BATCH))
+    allowed = _list_numbers(coding, num_classes)
     Image.preinit()  # threads would race to register Pillow's plugins
     with ThreadPoolExecutor(count_cores()) as pool:
-        looks = pool.map(lambda batch: list(_look(batch, num_classes, args.reduce_labels)), batches)
+        looks = pool.map(lambda batch: list(_look(batch, coding, allowed)), batches)
         found = [item for items in looks for item in items]
-    faults = [item for item in found if isinstance(item, _Fault)]
-    seen = set().union(*(item for item in found if not isinstance(item, _Fault)))
+    faults, tally = [item for item in found if isinstance(item, _Fault)], Tally({})
+    for item in found:
+        if isinstance(item, Tally):
+            tally.add(item)
     if faults and args.on_bad_rows == "error":
         raise UserError(f"{split}, row_id {faults[0].row_id}: {faults[0].text}")
-    if not seen:
+    if not set(tally.counts) & set(allowed):
         raise UserError(f"No pixel of any mask of {split} has a class: all are {IGNORED_PIXEL}.")
     if faults:
         first = faults[0]
@@ -114,45 +143,89 @@ def check_masks(rows: datasets.Dataset, split: str, num_classes: int, args: Any)
             "Dropped: %d rows of %s, the first of them row_id %d: %s", len(faults), split, first.row_id, first.text
         )
         rows = rows.select([index for index, item in enumerate(found) if not isinstance(item, _Fault)])
-    return rows, seen
+    return rows, tally
 
 
-def _look(batch: dict[str, list], num_classes: int, is_reduced: bool) -> Iterator[set[int] | _Fault]:
+def _list_numbers(coding: Coding, num_classes: int | None) -> Collection[int]:
+    """The numbers of classes in the files."""
+    if coding.values is not None:
+        return set(coding.values)
+    if num_classes is None:
+        num_classes = len(coding.names) if coding.names is not None else IGNORED_PIXEL - coding.is_reduced
+    return range(int(coding.is_reduced), num_classes + coding.is_reduced)
+
+
+def _look(batch: dict[str, list], coding: Coding, allowed: Collection[int]) -> Iterator[Tally | _Fault]:
     for row_id, image, mask in zip(batch["row_id"], batch["image"], batch["mask"], strict=True):
-        text = _find_fault(image, mask)
-        if text is None:
-            numbers = set(np.unique(to_classes(_open(mask), is_reduced=is_reduced)).tolist()) - {IGNORED_PIXEL}
-            if max(numbers, default=0) < num_classes:
-                yield numbers
+        found = _read(image, mask, coding)
+        if not isinstance(found, str):
+            strange = [number for number in found.counts if not _is_known(number, coding, allowed)]
+            if not strange:
+                yield found
                 continue
-            text = (
-                f"{_name(mask)} has the class {max(numbers)}, but the classes are 0 to {num_classes - 1}. Correct it, "
-                f"name all classes with --class_names, or write {IGNORED_PIXEL} where nothing is known."
-            )
-        yield _Fault(row_id, text)
+            found = f"{_name(mask)} has {_describe_strange(max(strange), coding, allowed)}"
+        yield _Fault(row_id, found)
 
 
-def _find_fault(image: dict | None, mask: dict | None) -> str | None:
+def _is_known(number: int, coding: Coding, allowed: Collection[int]) -> bool:
+    is_unknown = (number == IGNORED_PIXEL and not coding.is_color) or (number == 0 and coding.is_reduced)
+    return number in allowed or is_unknown
+
+
+def _describe_strange(number: int, coding: Coding, allowed: Collection[int]) -> str:
+    if coding.is_color:
+        return f"the color #{number:06x}, which no class of --class_names has. Correct it, or name its class."
+    classes = ", ".join(map(str, sorted(allowed))) if coding.values else f"{allowed[0]} to {allowed[-1]}"
+    more = "" if coding.values else ", also by number (--class_names NAME=NUMBER ...)"
+    return (
+        f"the class {number}, but the classes are {classes}. Correct it, name all classes with --class_names{more}, "
+        f"or write {IGNORED_PIXEL} where nothing is known."
+    )
+
+
+def _read(image: dict | None, mask: dict | None, coding: Coding) -> Tally | str:
+    """The numbers of a mask, or what is wrong with it."""
     if mask is None:
         return "it has no mask. Add it, or remove the row."
     try:
         with _open(mask) as opened:
-            mode, found = opened.mode, opened.size
-            opened.load()
+            is_blurred, upright = opened.format in BLURRED_FORMATS, turn_upright(opened)
+            upright.load()
+            numbers = read_numbers(upright, coding)
     except Exception as error:  # each format of Pillow fails in its own way
         return f"{_name(mask)} cannot be read: {error}. Repair it, or remove the row."
-    if mode not in MASK_MODES:
+    if is_blurred and (coding.values is None or coding.is_color):
         return (
-            f"{_name(mask)} is an image of mode {mode}; expected one number a pixel (mode L or P). Turn colours into "
-            "class numbers."
+            f"{_name(mask)} is a JPEG, which changes numbers at edges. Save masks as PNG, or say which number each "
+            f"class has, and each pixel counts for the nearest: {suggest([0, 255], coding.names)}."
         )
+    if numbers is None:
+        return f"{_name(mask)} {_describe_colors(upright)}"
     size = upright_size(image)
-    if size is not None and size != found:
+    if size is not None and size != upright.size:
+        found = upright.size
         return (
             f"{_name(mask)} is {found[0]} x {found[1]} pixels, its image {size[0]} x {size[1]}. Give both the same "
             "size."
         )
-    return None
+    if is_blurred:
+        numbers = np.array((*coding.values, IGNORED_PIXEL))[to_classes(upright, coding).clip(max=len(coding.values))]
+    return Tally.of(numbers)
+
+
+def _describe_colors(mask: Image.Image) -> str:
+    """Why a mask has no numbers, and with which flag it would."""
+    if mask.mode not in COLOR_MODES or (mask.mode != "RGB" and mask.getchannel("A").getextrema()[0] < 255):
+        return (
+            f"is an image of mode {mask.mode}; expected one number a pixel (mode L or P), or a color, and no "
+            "transparency. Save it so."
+        )
+    colors = np.unique(np.asarray(mask.convert("RGB")).reshape(-1, 3), axis=0).tolist()
+    words = " ".join("NAME=#{:02x}{:02x}{:02x}".format(*color) for color in colors[:4])
+    return (
+        f"has {len(colors)} colors and no class numbers. Say which color each class has: --class_names {words}"
+        f"{' ...' if len(colors) > 4 else ''}."
+    )
 
 
 def upright_size(image: dict | None) -> tuple[int, int] | None:
@@ -171,16 +244,3 @@ def _open(image: dict) -> Image.Image:
 
 def _name(mask: dict) -> str:
     return f"the mask {mask['path']}" if mask["path"] else "its mask"
-
-
-def to_classes(mask: Image.Image, *, is_reduced: bool) -> np.ndarray:
-    """The number of each pixel, int32 [H, W].
-
-    Args:
-        mask: of one of `MASK_MODES`.
-        is_reduced: 0 becomes 255, and every other number one less, as in ADE20K, where 0 stands for what is no class.
-    """
-    numbers = np.asarray(mask).astype(np.int32)
-    if not is_reduced:
-        return numbers
-    return np.where((numbers == 0) | (numbers == IGNORED_PIXEL), IGNORED_PIXEL, numbers - 1)

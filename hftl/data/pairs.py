@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import datasets
 import numpy as np
 
-from hftl.errors import UserError, unknown_name
+from hftl.data.chats import parse_text
+from hftl.errors import UserError, quote_names, shorten, unknown_name
 
 if TYPE_CHECKING:
     from hftl.config import DataArguments
@@ -28,6 +29,7 @@ PAIR_NAMES = (
     ("input", "output"),
     ("text", "target"),
 )
+INSTRUCTIONS = ("instruction", "system", "system_prompt", "context")  # which belong to an input
 ADVICE = "Give --source_column and --target_column."
 
 
@@ -65,7 +67,7 @@ def choose_source(features: datasets.Features, given: str | None) -> str:
     found = named or texts
     if len(found) != 1:
         reason = "several columns could be read" if found else "no column is text"
-        raise UserError(f"Among the columns {', '.join(features)} {reason}. Give --source_column.")
+        raise UserError(f"Among the columns {quote_names(features)} {reason}. Give --source_column.")
     return found[0]
 
 
@@ -84,17 +86,24 @@ def _choose(features: datasets.Features, args: "DataArguments") -> tuple[str, st
         if all(name in features and _is_text(features[name]) for name in pair)
         and all(name in (None, other) for name, other in zip(given, pair, strict=True))
     ]
+    instructions = [name for name in features if name.lower() in INSTRUCTIONS and _is_text(features[name])]
+    if len(found) == 1 and not all(given) and instructions and "input" in found[0]:
+        raise UserError(
+            f"The column {instructions[0]!r} says what is to be done with 'input', and would not be read. Write both "
+            "into one column, or give --source_column and --target_column."
+        )
     if len(found) != 1:
         reason = "several could be input and target" if found else "none are known as input and target"
-        raise UserError(f"Among the columns {', '.join(features)} {reason}. {ADVICE}")
+        raise UserError(f"Among the columns {quote_names(features)} {reason}. {ADVICE}")
     return found[0]
 
 
 def _check(name: str, features: datasets.Features, flag: str) -> str:
     if name not in features:
         raise unknown_name("column", name, features, f"Correct {flag}.")
-    if not _is_text(features[name]):
-        raise UserError(f"The column {name!r} holds {features[name]}, not text; choose another with {flag}.")
+    if not _is_text(features[name]) and not _is_whole(features[name]):
+        found = shorten(str(features[name]), 200)
+        raise UserError(f"The column {name!r} holds {found}, not text; choose another with {flag}.")
     return name
 
 
@@ -102,14 +111,25 @@ def _is_text(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
+def _is_whole(feature: object) -> bool:
+    """Whether values are integers, whose texts are told by their numbers; 1.50 would become another."""
+    return isinstance(feature, datasets.Value) and "int" in feature.dtype
+
+
 def _take_apart(rows: datasets.Dataset) -> datasets.Dataset:
-    """Languages of a column `translation` as columns of their own."""
-    if not isinstance(rows.features.get("translation"), (dict, datasets.Translation)):
+    """Languages of a column `translation`, which may be written as JSON or by Python, as columns of their own."""
+    if "translation" not in rows.column_names:
         return rows
-    languages = dict.fromkeys(key for row in rows.select(range(min(1, len(rows))))["translation"] for key in row)
+    table = rows.with_format(None)["translation"][:]
+    table = [parse_text(row) if isinstance(row, str) and row.lstrip().startswith("{") else row for row in table]
+    if not any(isinstance(row, dict) for row in table):
+        return rows
+    if wrong := [index for index, row in enumerate(table) if row is not None and not isinstance(row, dict)]:
+        raise UserError(f"Row {wrong[0]} has no text for each language in the column 'translation', as other rows do.")
+    table = [row or {} for row in table]
+    languages = dict.fromkeys(key for row in table for key in row)
     if taken := sorted(set(languages) & set(rows.column_names)):
         raise UserError(f"The column 'translation' has {taken[0]!r}, which is a column as well; rename one of them.")
-    table = rows.with_format(None)["translation"][:]
     columns = {name: [row.get(name) for row in table] for name in languages}
     return datasets.concatenate_datasets(
         [rows.remove_columns("translation"), datasets.Dataset.from_dict(columns)], axis=1

@@ -1,17 +1,22 @@
 """Questions, contexts and where their answers stand: a SQuAD file, the layout of the Hub, or a plain table.
 
 After `standardize_questions` all data look alike: `row_id`, `text` (the question), `text_pair` (the context), and for
-each row a list of `answers` and of their `starts` in the context, both empty where there is no answer. Must not know:
-tokens.
+each row a list of `answers` and of their `starts` in the context, both empty where there is no answer. Where rows
+cannot be read, `fault` says why. Must not know: tokens.
 """
 
+import gzip
 import json
-from collections.abc import Iterator
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import datasets
 
+from hftl.data.chats import parse_text
 from hftl.data.label_columns import name_label_column
 from hftl.errors import UserError, unknown_name
 
@@ -20,8 +25,9 @@ if TYPE_CHECKING:
 
 QUESTION_NAMES = ("question", "query")
 CONTEXT_NAMES = ("context", "passage", "paragraph", "document", "text")
-ANSWER_NAMES = ("answers", "answer")
+ANSWER_NAMES = ("answers", "answer", "answer_text")
 START_NAME = "answer_start"
+IMPOSSIBLE_NAME = "is_impossible"
 UNKNOWN = -1  # the place of an answer that is not given, and cannot be found
 _FEATURES = datasets.Features(
     row_id=datasets.Value("int64"),
@@ -34,45 +40,63 @@ _FEATURES = datasets.Features(
 
 def is_squad(path: Path) -> bool:
     """Whether a JSON file is nested as SQuAD is: data, paragraphs, questions."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return '"paragraphs"' in file.read(10_000)
+    try:
+        with _open(path, errors="replace") as file:
+            return '"paragraphs"' in file.read(10_000)
+    except (OSError, EOFError, zlib.error):  # no whole gzip file: whoever reads it will say so
+        return False
+
+
+def _open(path: Path, errors: str = "strict") -> TextIO:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    return opened(path, "rt", encoding="utf-8-sig", errors=errors)
 
 
 def read_squad(path: Path) -> datasets.Dataset:
-    """The questions of a file as rows: id, question, context, answers.
+    """The questions of a file as rows: id, question, context, answers, and whether it says that there are none.
 
     Raises:
         UserError: it is not JSON, or something of it is missing.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
-        for article in json.loads(path.read_text(encoding="utf-8-sig"))["data"]:
+        with _open(path) as file:
+            content = json.load(file)
+        articles = content["data"] if isinstance(content, dict) and "data" in content else content
+        for article in [articles] if isinstance(articles, dict) else articles:
             for paragraph in article["paragraphs"]:
                 for asked in paragraph["qas"]:
-                    rows.append(_read_question(asked, paragraph["context"]))
+                    rows.append(_read_question(asked, paragraph["context"], len(rows)))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not whole: after {len(rows)} questions there is no {error}. Expected data > paragraphs > "
             "context and qas > id, question, answers > text, answer_start."
         ) from error
-    except ValueError as error:  # not UTF-8 or not JSON
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # not UTF-8, not JSON or not packed
         raise UserError(f"Cannot read {path} as SQuAD: {error}. Check the file.") from error
     if not rows:
         raise UserError(f"{path} holds no question.")
     return datasets.Dataset.from_list(rows)
 
 
-def _read_question(asked: dict[str, Any], context: str) -> dict[str, Any]:
-    answers = [] if asked.get("is_impossible") else asked["answers"]
+def _read_question(asked: dict[str, Any], context: str, number: int) -> dict[str, Any]:
+    is_impossible = asked.get(IMPOSSIBLE_NAME)
+    answers = (asked.get("answers") if is_impossible else asked["answers"]) or []
     return {
-        "id": str(asked["id"]),
+        "id": str(asked.get("id", number)),
         "question": asked["question"],
         "context": context,
         "answers": {
             "text": [str(answer["text"]) for answer in answers],
-            "answer_start": [int(answer["answer_start"]) for answer in answers],
+            "answer_start": [_as_text(answer.get("answer_start")) for answer in answers],
         },
+        IMPOSSIBLE_NAME: _as_text(is_impossible),
     }
+
+
+def _as_text(value: Any) -> str | None:
+    """One type for what files write as numbers, as texts or not at all."""
+    return None if value is None else str(value)
 
 
 def standardize_questions(splits: datasets.DatasetDict, args: "DataArguments") -> datasets.DatasetDict:
@@ -122,42 +146,114 @@ def _standardize(rows: datasets.Dataset, split: str, names: tuple[str, str, str]
     missing = [name for name in names if name not in rows.column_names]
     if missing:
         raise UserError(f"{split} has no column {missing[0]!r}, which train has.")
-    texts = [[str(value or "") for value in rows[name][:]] for name in names[:2]]
-    places = rows[START_NAME][:] if START_NAME in rows.column_names else [None] * len(rows)
-    answers, starts = [], []
-    for index, (answer, place) in enumerate(zip(rows[names[2]][:], places, strict=True)):
-        pairs = list(_read_answers(answer, place, f"Row {index} of {split}"))
+    texts = [["" if value is None else str(value) for value in rows[name][:]] for name in names[:2]]
+    known = {
+        name: rows[name][:] if name in rows.column_names and name not in names else [None] * len(rows)
+        for name in (START_NAME, IMPOSSIBLE_NAME)
+    }
+    answers, starts, faults = [], [], []
+    for context, answer, *others in zip(texts[1], rows[names[2]][:], *known.values(), strict=True):
+        try:
+            pairs, fault = read_answers(answer, *others, context), None
+        except UserError as error:
+            pairs, fault = [], str(error)
         answers.append([text for text, _ in pairs])
-        starts.append([_find(text, start, texts[1][index]) for text, start in pairs])
+        starts.append([_find(text, start, context) for text, start in pairs])
+        faults.append(fault)
     columns = {"row_id": range(len(rows)), "text": texts[0], "text_pair": texts[1]}
-    return datasets.Dataset.from_dict({**columns, "answers": answers, "starts": starts}, features=_FEATURES)
+    read = datasets.Dataset.from_dict({**columns, "answers": answers, "starts": starts}, features=_FEATURES)
+    return read.add_column("fault", faults, feature=datasets.Value("string")) if any(faults) else read
 
 
-def _read_answers(answer: Any, place: Any, where: str) -> Iterator[tuple[str, int | None]]:
-    """Texts and, where they are given, places; in any of the usual layouts."""
-    if answer is None or isinstance(answer, str):
-        if answer:
-            yield answer, None if place is None else int(place)
+def read_answers(answer: Any, place: Any, is_impossible: Any, context: str) -> list[tuple[str, int | None]]:
+    """Texts and, where they are given, places; none where there is no answer.
+
+    Args:
+        answer: in any of the usual layouts, also as JSON or as Python shows it.
+        place: of a column of its own.
+        is_impossible: what the row says of itself, or None.
+        context: in which a text stands that only looks like another layout.
+
+    Raises:
+        UserError: it is none of the layouts, the row says that there is an answer and has none, or the numbers of
+            texts and places differ.
+    """
+    says_none = read_flag(is_impossible)
+    if says_none:
+        return []
+    if isinstance(answer, str) and answer.lstrip()[:1] in ("[", "{") and answer not in context:
+        answer = parse_written(answer)
+    pairs = [(text, _read_place(start)) for text, start in _list_answers(answer, place, context)]
+    pairs = [(text, start) for text, start in pairs if text.strip()]
+    if says_none is False and not pairs:
+        raise UserError(f"{IMPOSSIBLE_NAME} says that there is an answer, and none is given")
+    return pairs
+
+
+def parse_written(text: str) -> Any:
+    """What a text means that was written as JSON or by Python, numpy's arrays included; itself where it is neither."""
+    plain = re.sub(r"\barray\((\[.*?\])(?:, dtype=\w+)?\)", r"\1", text, flags=re.DOTALL)
+    parsed = parse_text(plain)
+    return text if parsed is None else parsed
+
+
+def read_flag(value: Any) -> bool | None:
+    """True or false, also as a number or a text; None: not said."""
+    known = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
+    said = str(value).strip().lower()
+    if value is None or said in ("", "none", "null", "nan"):
+        return None
+    if said not in known:
+        raise UserError(f"{IMPOSSIBLE_NAME} is {str(value)[:20]!r}; expected true or false")
+    return known[said]
+
+
+def _read_place(value: Any) -> int | None:
+    """A number, also written as a text or as a decimal; None: not given."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "null", "nan")):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{START_NAME} is {str(value)[:20]!r}; expected a number of characters") from error
+    if math.isnan(number):
+        return None
+    if number != int(number) if math.isfinite(number) else True:
+        raise UserError(f"{START_NAME} is {value}; expected a number of characters")
+    return int(number)
+
+
+def _list_answers(answer: Any, place: Any, context: str) -> Iterator[tuple[str, Any]]:
+    """Each text with its place, as it was written."""
+    place = parse_written(place) if isinstance(place, str) and place.lstrip().startswith("[") else place
+    if isinstance(answer, Mapping) and "text" in answer:
+        place = answer.get(START_NAME, place)
+        answer = answer["text"]
+    if answer is None or (isinstance(answer, float) and math.isnan(answer)):
         return
-    if isinstance(answer, dict) and {"text", START_NAME} <= set(answer):
-        yield from zip(answer["text"] or [], answer[START_NAME] or [], strict=True)
-        return
-    if isinstance(answer, list) and all(isinstance(part, dict) and "text" in part for part in answer):
-        yield from ((part["text"], part.get(START_NAME)) for part in answer)
-        return
-    if isinstance(answer, list) and all(isinstance(part, str) for part in answer):
-        yield from ((part, None) for part in answer)
-        return
-    raise UserError(
-        f"{where} has {str(answer)[:60]!r} as answer; expected a text, or texts with their places (text, "
-        f"{START_NAME}). Is it data for another task?"
-    )
+    is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool) and str(answer) in context
+    if isinstance(answer, str) or is_number:  # a table of numbers alone is no longer text
+        place = place[0] if isinstance(place, list) and len(place) == 1 else place
+        yield str(answer), place
+    elif isinstance(answer, list) and all(isinstance(part, Mapping) and "text" in part for part in answer):
+        for part in answer:
+            yield from _list_answers(part["text"], part.get(START_NAME), context)
+    elif isinstance(answer, list) and all(isinstance(part, str) for part in answer):
+        places = [None] * len(answer) if place is None else place if isinstance(place, list) else [place]
+        if len(places) != len(answer):
+            raise UserError(f"there are {len(answer)} answers and {len(places)} of {START_NAME}")
+        yield from zip(answer, places, strict=True)
+    else:
+        raise UserError(
+            f"the answer is {str(answer)[:60]!r}; expected a text, or texts with their places (text, {START_NAME}). "
+            "Is it data for another task?"
+        )
 
 
 def _find(text: str, start: int | None, context: str) -> int:
     """The place of an answer; one that is not given is the only one where it stands."""
     if start is not None and start >= 0:
-        return int(start)
+        return start
     return context.find(text) if context.count(text) == 1 else UNKNOWN
 
 

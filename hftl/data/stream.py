@@ -5,20 +5,17 @@ training, with `:SPLIT` behind its name. Labels are not looked at, and columns a
 """
 
 import itertools
-import json
-import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
 import datasets
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hftl.data import coco, conll, files
+from hftl.data import coco, conll, delimited, files, json_rows, spans
+from hftl.data.encoding import UNPACKED, ending, read_lines
 from hftl.data.load import load_splits
 from hftl.errors import UserError, unknown_name
 
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     from hftl.config import DataArguments
 
 # What readers raise at a broken file; pyarrow's errors are ValueErrors.
-READ_ERRORS = (ValueError, OSError, EOFError, zlib.error, KeyError, pd.errors.ParserWarning)
+READ_ERRORS = (ValueError, KeyError, *UNPACKED)
 Window = dict[str, list]
 
 
@@ -40,6 +37,7 @@ class Stream:
         num_rows: None where only reading tells.
         named_by: a column that says where a row comes from, such as the file of an image.
         folder: which paths of images are relative to.
+        is_table: whether its columns bear names that the user gave, and not those of a kind of file.
     """
 
     features: datasets.Features
@@ -47,6 +45,7 @@ class Stream:
     num_rows: int | None = None
     named_by: str | None = None
     folder: Path = Path()
+    is_table: bool = True
 
 
 def open_stream(source: str, args: "DataArguments", modality: str, lines: Iterable[str] = ()) -> Stream:
@@ -132,7 +131,7 @@ def _stream_image_columns(columns: dict[str, list[str]]) -> Stream:
         for start in range(0, num_rows, size):
             yield {name: columns[name][start : start + size] for name in names}
 
-    return Stream(features, read, num_rows, "file")
+    return Stream(features, read, num_rows, "file", is_table=False)
 
 
 def _stream_file(path: Path, modality: str) -> Stream:
@@ -140,18 +139,23 @@ def _stream_file(path: Path, modality: str) -> Stream:
         raise UserError(f"{path} is empty (0 bytes); give rows.")
     if modality == "image" and files.is_image(path):
         return _stream_image_columns({"image": [str(path)], "file": [path.name]})
-    kind = files.TABLE_FORMATS.get(files.ending(path))
+    kind = files.TABLE_FORMATS.get(ending(path))
+    if kind == "csv":
+        return _stream_delimited(path)
     if kind == "parquet":
         return _stream_parquet(path)
-    if modality == "image" and files.ending(path) == ".json" and (content := coco.parse_coco(path)) is not None:
+    if modality == "image" and ending(path) == ".json" and (content := coco.parse_coco(path)) is not None:
         return _stream_rows(coco.read_coco(path, content).cast_column("image", datasets.Image(decode=False)))
+    if modality == "text" and ending(path) == ".json" and spans.is_squad(path):
+        return replace(_stream_rows(spans.read_squad(path)), is_table=False)
     if kind:
-        read = _read_csv if kind == "csv" else _read_json
-        return _with_first_window(path, lambda size: _explained(read(path, size), path))
-    if files.ending(path) in conll.ENDINGS and (files.ending(path) != ".txt" or conll.is_conll(path)):
-        return _stream_rows(conll.read_conll(path, needs_tags=False))
-    if files.ending(path) == ".txt":
-        return _stream_lines(lambda: files.read_lines(path), modality, path.parent)
+        json_rows.check_json(path)
+        json_rows.check_table(path)
+        return _with_first_window(path, lambda size: _explained(json_rows.read_windows(path, size), path))
+    if ending(path) in conll.ENDINGS and (ending(path) != ".txt" or conll.is_conll(path)):
+        return replace(_stream_rows(conll.read_conll(path, needs_tags=False)), is_table=False)
+    if ending(path) == ".txt":
+        return _stream_lines(lambda: read_lines(path), modality, path.parent)
     raise UserError(
         f"{path} has an unknown ending; expected .txt with one row a line, or one of {', '.join(files.TABLE_FORMATS)}."
     )
@@ -165,7 +169,7 @@ def _stream_lines(open_lines: Callable[[], Iterable[str]], modality: str, folder
         while window := list(itertools.islice(rows, size)):
             yield {name: window}
 
-    return Stream(datasets.Features({name: datasets.Value("string")}), read, folder=folder)
+    return Stream(datasets.Features({name: datasets.Value("string")}), read, folder=folder, is_table=False)
 
 
 def _stream_rows(rows: datasets.Dataset) -> Stream:
@@ -195,10 +199,7 @@ def _with_first_window(path: Path, open_windows: Callable[[int], Iterator[Window
     first = next(open_windows(100), None)
     if first is None:
         raise UserError(f"{path} has no rows; give a table with rows.")
-    try:
-        features = datasets.Features.from_arrow_schema(pa.table(first).schema)
-    except pa.ArrowException as error:
-        raise files.read_error(path, error) from error
+    features = infer_features(first)
 
     def read(names: list[str], size: int) -> Iterator[Window]:
         for window in open_windows(size):
@@ -208,39 +209,29 @@ def _with_first_window(path: Path, open_windows: Callable[[int], Iterator[Window
     return Stream(features, read, folder=path.parent)
 
 
-def _read_csv(path: Path, size: int) -> Iterator[Window]:
+def infer_features(columns: Window) -> datasets.Features:
+    """The types of columns; what differs from row to row, as messages do, is JSON as in training."""
+    features = {}
+    for name, values in columns.items():
+        try:
+            features |= datasets.Features.from_arrow_schema(pa.table({name: values}).schema)
+        except (pa.ArrowException, OverflowError):  # the second of an integer of more than 64 bits
+            features[name] = datasets.Json()
+    return datasets.Features(features)
+
+
+def _stream_delimited(path: Path) -> Stream:
     """All columns as texts; as in training, "NA" is a text and an empty cell is none."""
-    options: dict[str, Any] = {"sep": "\t" if files.ending(path) == ".tsv" else ",", "dtype": "object"}
-    options |= {"keep_default_na": False, "na_values": [""], "index_col": False, "chunksize": size}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # a surplus field, which would be dropped
-        with pd.read_csv(path, **options) as chunks:
-            for chunk in chunks:
-                yield chunk.astype(object).where(chunk.notna(), None).to_dict("list")
+    layout = delimited.find_layout(path)
+    features = datasets.Features({name: datasets.Value("string") for name in layout.names})
 
+    def read(names: list[str], size: int) -> Iterator[Window]:
+        places = {name: layout.names.index(name) for name in names}
+        records = delimited.read_records(path, layout)
+        while rows := list(itertools.islice(records, size)):
+            yield {name: [row[place] for row in rows] for name, place in places.items()}
 
-def _read_json(path: Path, size: int) -> Iterator[Window]:
-    """JSON lines, one by one; a file that is one array is read whole."""
-    with files.open_text(path) as file:
-        start = file.read(1)
-        while start.isspace():
-            start = file.read(1)
-        file.seek(0)
-        rows = iter(json.load(file)) if start == "[" else _parse_lines(file)
-        while window := list(itertools.islice(rows, size)):
-            if wrong := [row for row in window if not isinstance(row, dict)]:
-                raise UserError(f"{path} holds {str(wrong[0])[:60]!r}; expected one JSON object a row.")
-            names = dict.fromkeys(name for row in window for name in row)
-            yield {name: [row.get(name) for row in window] for name in names}
-
-
-def _parse_lines(file: TextIO) -> Iterator[Any]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error}") from error
+    return Stream(features, read, layout.num_rows, folder=path.parent)
 
 
 def _explained(windows: Iterator[Window], path: Path) -> Iterator[Window]:

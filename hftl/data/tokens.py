@@ -4,12 +4,13 @@ The marks are checked by reading the marked tokens back. It takes any fast token
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 
 from hftl.data.labels import IGNORED
+from hftl.data.templates import Chat, fit_chat
 from hftl.errors import UserError
 
 SAMPLE_TOKENS = 48  # of a plain text, so many are given and so many asked for, at most
@@ -24,12 +25,16 @@ class Tokens:
         is_learnt: [T].
         text: what the learnt tokens must read; None: whatever they read.
         is_cut: whether the end is missing.
+        unread: fields of a chat that its template leaves out.
+        fault: why there is nothing to learn; empty for a good one.
     """
 
     ids: list[int]
     is_learnt: list[bool]
     text: str | None = None
     is_cut: bool = False
+    unread: tuple[str, ...] = ()
+    fault: str = ""
 
     @property
     def labels(self) -> list[int]:
@@ -39,13 +44,17 @@ class Tokens:
 
 def choose_encoder(dataset: datasets.Dataset, processor: Any) -> Callable:
     if "messages" in dataset.column_names:
-        if processor.chat_template is None:
-            raise UserError(
-                "The rows are chats, but the tokenizer has no chat template that says how to write one. Name a "
-                "checkpoint that was tuned for chats, or give prompt and completion columns."
-            )
+        _check_template(processor)
         return encode_chat
     return encode_completion if "completion" in dataset.column_names else encode_text
+
+
+def _check_template(tokenizer: Any) -> None:
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "The rows are chats, but the tokenizer has no chat template that says how to write one. Name a "
+            "checkpoint that was tuned for chats, or give prompt and completion columns."
+        )
 
 
 def encode_text(row: dict[str, Any], tokenizer: Any, completion_only: bool) -> list[Tokens]:
@@ -71,27 +80,41 @@ def encode_completion(row: dict[str, Any], tokenizer: Any, completion_only: bool
 
 
 def encode_chat(row: dict[str, Any], tokenizer: Any, completion_only: bool) -> list[Tokens]:
-    """A chat in the tokenizer's template; learnt are the turns of the assistant with their end mark."""
-    whole = tokenizer.apply_chat_template(row["messages"], tokenize=False)
+    """A chat in the tokenizer's template; learnt are the turns of the assistant with their end mark.
+
+    Raises:
+        UserError: the template refuses the chat or leaves out some of it, or turns cannot be told apart.
+    """
+    chat, left_out = fit_chat(row, tokenizer)
+    whole = chat.write(tokenizer)
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = encoded.input_ids, encoded.offset_mapping
+    unread = tuple(f"messages.{name}" for name in left_out)
+    spans = _find_turns(chat, whole, tokenizer, are_learnt=completion_only)
+    inside = [any(low <= start < end <= high for low, high in spans) for start, end in offsets]
     if not completion_only:
-        return [_cut(Tokens(ids, [False] + [True] * (len(ids) - 1)), tokenizer)]
-    spans = _find_turns(row, whole, tokenizer)
-    is_learnt = [any(low <= start < end <= high for low, high in spans) for start, end in offsets]
-    return [_cut(Tokens(ids, is_learnt, "".join(whole[low:high] for low, high in spans)), tokenizer)]
+        is_learnt = [place > 0 and not hidden for place, hidden in enumerate(inside)]
+        return [_cut(Tokens(ids, is_learnt, unread=unread), tokenizer)]
+    text = "".join(whole[low:high] for low, high in spans)
+    return [_cut(Tokens(ids, inside, text, unread=unread), tokenizer)]
 
 
-def _find_turns(row: dict[str, Any], whole: str, tokenizer: Any) -> list[tuple[int, int]]:
-    """Where the assistant's turns stand in a written chat: what each adds to the chat before it."""
-    messages, spans = row["messages"], []
-    for index in [index for index, message in enumerate(messages) if message["role"] == "assistant"]:
-        before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-        after = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False).rstrip()
+def _find_turns(chat: Chat, whole: str, tokenizer: Any, *, are_learnt: bool) -> list[tuple[int, int]]:
+    """Where the turns of the assistant that are to be learnt, or are not, stand in a written chat."""
+    spans = []
+    for index, (message, is_learnt) in enumerate(zip(chat.messages, chat.is_learnt, strict=True)):
+        if message["role"] != "assistant" or is_learnt != are_learnt:
+            continue
+        if index == 0:
+            raise UserError(
+                "the chat begins with the assistant, whose turn then answers nothing; begin with another role, or "
+                "give that turn 'weight': 0"
+            )
+        before, after = chat.write(tokenizer, index, asks=True), chat.write(tokenizer, index + 1).rstrip()
         if not (after.startswith(before) and whole.startswith(after)):
             raise UserError(
-                f"Row {row['row_id']}: the chat template writes turn {index} in another way once more turns follow, "
-                "so that what to learn cannot be marked. Split such chats, or give --completion_only false."
+                "the chat template writes a turn in another way once more turns follow, so that what to learn cannot "
+                "be marked; split such chats, or give --completion_only false"
             )
         spans.append((len(before), len(after)))
     return spans
@@ -109,10 +132,10 @@ def _cut(tokens: Tokens, tokenizer: Any) -> Tokens:
     length = tokenizer.model_max_length
     if len(tokens.ids) <= length:
         return tokens
-    return Tokens(tokens.ids[:length], tokens.is_learnt[:length], tokens.text, is_cut=True)
+    return replace(tokens, ids=tokens.ids[:length], is_learnt=tokens.is_learnt[:length], is_cut=True)
 
 
-def check_marks(tokens: Tokens, tokenizer: Any, row_id: int) -> None:
+def check_marks(tokens: Tokens, tokenizer: Any) -> None:
     """Read the learnt tokens back: they must give the text that is to be learnt, or its beginning if it was cut.
 
     Raises:
@@ -129,8 +152,8 @@ def check_marks(tokens: Tokens, tokenizer: Any, row_id: int) -> None:
     if found == changed or (tokens.is_cut and changed.startswith(found)):
         return
     raise UserError(
-        f"Row {row_id}: to be learnt is {expected[:80]!r}, but the tokens marked for it read {found[:80]!r}. The "
-        "tokenizer joins letters across the border; put a space or a line break at the start of the completion."
+        f"to be learnt is {expected[:80]!r}, but the tokens marked for it read {found[:80]!r}: the tokenizer joins "
+        "letters across the border; put a space or a line break at the start of the completion"
     )
 
 
@@ -156,9 +179,13 @@ def mark_text(row: dict[str, Any], tokenizer: Any) -> str:
 def split_prompt(row: dict[str, Any], tokenizer: Any) -> tuple[list[int], str]:
     """What a model is asked to go on from, and how the row goes on."""
     if "messages" in row:
-        last = max(index for index, message in enumerate(row["messages"]) if message["role"] == "assistant")
-        text = tokenizer.apply_chat_template(row["messages"][:last], tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False).input_ids, row["messages"][last]["content"]
+        chat, _ = fit_chat(row, tokenizer)
+        turns = zip(chat.messages, chat.is_learnt, strict=True)
+        last = max(place for place, (message, is_learnt) in enumerate(turns) if _is_answer(message) and is_learnt)
+        text = chat.write(tokenizer, last, asks=True)
+        expected = chat.write(tokenizer, last + 1)[len(text) :]
+        expected = chat.messages[last]["content"] or expected  # a call has no content
+        return tokenizer(text, add_special_tokens=False).input_ids, expected
     if "completion" in row:
         return _without_end(tokenizer(row["prompt"] or "").input_ids, tokenizer), row["completion"]
     ids = _without_end(tokenizer(row["text"]).input_ids, tokenizer)[: 2 * SAMPLE_TOKENS]
@@ -166,10 +193,23 @@ def split_prompt(row: dict[str, Any], tokenizer: Any) -> tuple[list[int], str]:
     return ids[:half], tokenizer.decode(ids[half:])
 
 
+def _is_answer(message: dict[str, Any]) -> bool:
+    return message["role"] == "assistant"
+
+
 def encode_prompt(row: dict[str, Any], tokenizer: Any) -> list[int]:
-    """What a model is asked to go on from, in a row that has no answer; the answer that ends a chat is left out."""
-    if "messages" in row:
-        messages = row["messages"][:-1] if row["messages"][-1]["role"] == "assistant" else row["messages"]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False).input_ids
-    return _without_end(tokenizer(row["prompt"]).input_ids, tokenizer)
+    """What a model is asked to go on from, in a row that has no answer; the answer that ends a chat is left out.
+
+    Raises:
+        UserError: there is nothing to go on from, or the chat template refuses it or leaves out some of it.
+    """
+    if "messages" not in row:
+        if not (row["prompt"] or "").split():
+            raise UserError("empty text")
+        return _without_end(tokenizer(row["prompt"]).input_ids, tokenizer)
+    _check_template(tokenizer)
+    messages = row["messages"][:-1] if _is_answer(row["messages"][-1]) else row["messages"]
+    if not messages:
+        raise UserError("the chat has an answer alone, and nothing that it answers")
+    chat, _ = fit_chat(row | {"messages": messages}, tokenizer)
+    return tokenizer(chat.write(tokenizer, asks=True), add_special_tokens=False).input_ids

@@ -17,6 +17,7 @@ from hftl.cost.prices import load_prices
 from hftl.errors import UserError
 from hftl.estimation.step import Plan, Shape, Simulator, Step, build_network
 from hftl.models.adapters import check_adapter
+from hftl.models.length import load_processor
 from hftl.models.load import read_config
 from hftl.models.modes import BATCH_SIZE, find_mode
 from hftl.models.targets import is_convolutional
@@ -24,6 +25,8 @@ from hftl.precision import choose_autocast
 from hftl.tasks import build_task
 from hftl.tasks.base import Task
 from hftl.tasks.image_classification import processed_size
+from hftl.tasks.positions import build_empty, count_positions
+from hftl.training_flags import check_values
 
 # Tokens of a text where --max_length says nothing.
 LENGTHS = {"text": 128, "language": 1024}
@@ -91,6 +94,7 @@ def estimate(args: Arguments, gpu: str | None) -> Estimate:
     Raises:
         UserError: no such card, or no configuration that can be read.
     """
+    check_values(args.given)
     task = build_task(args.data.task)
     if not args.model.model_name_or_path:
         raise UserError("Give --model_name_or_path: a Hub id, a folder, or bundled:minilm-l6.")
@@ -178,24 +182,18 @@ def _choose_shape(args: Arguments, task: Task, config: Any) -> Shape:
     is_given = "per_device_train_batch_size" in args.given
     rows = args.training.per_device_train_batch_size if is_given else BATCH_SIZE
     if task.modality == "image":
-        size = args.data.image_size or getattr(config, "image_size", None) or _read_image_size(args, task)
-        return Shape(rows, size if isinstance(size, int) else size[0])
-    positions = _count_positions(config)
+        return Shape(rows, args.data.image_size or _read_image_size(args, task, config))
+    positions = count_positions(build_empty(task.auto_model, config))
     return Shape(rows, args.data.max_length or min(LENGTHS[task.modality], positions or LENGTHS[task.modality]))
 
 
-def _read_image_size(args: Arguments, task: Task) -> int:
-    """What the checkpoint's image processor makes, where the network takes any size."""
+def _read_image_size(args: Arguments, task: Task, config: Any) -> int:
+    """What the checkpoint's image processor makes; DINOv2's configuration names another size."""
     try:
-        return processed_size(task.load_processor(args.model.model_name_or_path, args.model.model_revision, args.data))
+        return processed_size(load_processor(args.model, task, args.data))
     except UserError:  # there is none
-        return 224
-
-
-def _count_positions(config: Any) -> int | None:
-    """Tokens that the network can read; None where nothing limits them."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if found and found > 0 else None
+        size = getattr(config, "image_size", None) or 224
+        return size if isinstance(size, int) else size[0]
 
 
 def _find_most_rows(simulator: Simulator, step: Step, shape: Shape, capacity: int) -> int:
@@ -208,7 +206,7 @@ def _find_most_rows(simulator: Simulator, step: Step, shape: Shape, capacity: in
 
 def _find_longest(simulator: Simulator, shape: Shape, capacity: int) -> int:
     """The longest rows that fit, from a parabola through three lengths: attention may grow with their square."""
-    limit = _count_positions(simulator.network.config)
+    limit = count_positions(simulator.network)
     longest = min(2 * shape.length, limit or 2 * shape.length)
     lengths = sorted({max(8, longest // 4), max(8, longest // 2), longest})
     peaks = [simulator.find_peak(dataclasses.replace(shape, length=length)) for length in lengths]

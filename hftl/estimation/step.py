@@ -20,10 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hftl.cost.flops import count_flops
 from hftl.estimation.live_memory import LiveMemory
 from hftl.models.head import head_modules
-from hftl.models.load import apply_overrides, build_empty, read_config
+from hftl.models.load import apply_overrides, read_config
 from hftl.models.modes import find_mode, recompute_activations
 from hftl.precision import computing_in
 from hftl.tasks.base import Task
+from hftl.tasks.positions import build_empty
 
 GRADIENT_BYTES = 4  # of a trained weight: they are float32, and so are their gradients
 # Bytes of optimizer state for a trained weight. 8 bits: two states of a byte and their scales, one for 256 weights
@@ -109,7 +110,7 @@ def build_network(model: Any, task: Task) -> nn.Module:
     if model.mode == "scratch":
         apply_overrides(config, model.config_overrides)
     config.get_text_config().use_cache = False  # as Trainer sets it
-    network = build_empty(task, config)
+    network = build_empty(task.auto_model, config)
     heads = head_modules(network, [], has_new_head=task.has_new_head)
     with torch.device("meta"), _quiet():
         network = mode.adapt(network, model, heads, task.peft_task_type, range(0))

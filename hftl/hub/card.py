@@ -1,6 +1,7 @@
 """What does the page of a pushed model say? Rendered from `run.json` alone, and from a comparison where one is named.
 
-No number is made here but the interval of the test score. Names of local files are shortened to their last part.
+No number is made here but the interval of the test score. Of local files the last part of their name is shown, and of
+the settings numbers and the words that `SHOWN` lists.
 """
 
 import json
@@ -15,10 +16,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hftl.cost.energy import estimate_energy
 from hftl.cost.prices import load_prices
 from hftl.errors import UserError
+from hftl.hub.names import name_all, name_of
+from hftl.hub.seal import seal
 from hftl.hub.snippets import write_snippet
-from hftl.hub.stage import Staged, is_local
+from hftl.hub.stage import Staged, is_local, is_vocabulary_own
 from hftl.inference.evaluation import compute_row_limits
 from hftl.records import RunRecord, read_predictions, redact
+from hftl.report.escape import escape_line
 from hftl.tasks import build_task, leading_score, scores_of
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
@@ -31,7 +35,22 @@ MODES = {
     "scratch": "trained from random weights",
     "probe": "a linear head on frozen features",
 }
-NOT_SHOWN = {"train_file", "validation_file", "test_file", "output_dir", "dataset", "model_name_or_path"}
+# Settings that are words and say how a model was trained. Others may be paths, names of columns or notes of the user.
+SHOWN = {
+    *(
+        "task",
+        "mode",
+        "adapter",
+        "problem_type",
+        "head_init",
+        "dtype",
+        "quantization",
+        "class_weights",
+        "augmentation",
+    ),
+    *("on_bad_rows", "optim", "lr_scheduler_type", "train_sampling_strategy", "metric_for_best_model"),
+    *("save_strategy", "eval_strategy", "logging_strategy", "target_modules", "config_overrides"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,10 +82,10 @@ def render_card(staged: Staged, licences: Licences, campaign: Path | None = None
     text = environment.get_template(TEMPLATE.name).render(
         title=staged.repo_id.partition("/")[2],
         summary=_summarize(staged),
-        warnings=describe_licences(staged, licences),
+        warnings=[*describe_licences(staged, licences), *filter(None, [describe_vocabulary(staged)])],
         snippet=write_snippet(staged),
         data=_describe_data(record),
-        labels=", ".join(f"`{_one_line(name)}`" for name in record.data["label_names"][:100]),
+        labels=", ".join(_write_code(name) for name in record.data["label_names"][:100]),
         score_sentence=_describe_interval(record, split, interval),
         split=split,
         scores=[(name, f"{value:.4f}") for name, value in _scores(record, split).items()],
@@ -74,10 +93,12 @@ def render_card(staged: Staged, licences: Licences, campaign: Path | None = None
         comparison=read_comparison(campaign) if campaign else None,
         cost=_describe_cost(record),
         limits=_list_limits(record),
-        settings=[(k, _one_line(v)) for k, v in sorted(record.config.items()) if k not in NOT_SHOWN],
+        settings=[
+            (name, _write_code(value)) for name, value in sorted(record.config.items()) if _is_shown(name, value)
+        ],
         versions=_describe_versions(record),
     )
-    card = redact(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
+    card = seal(redact(f"---\n{metadata.to_yaml()}\n---\n\n{text}"))
     ModelCard(card)  # reads it back: metadata that the client cannot parse are an error here and not on the Hub
     return card
 
@@ -85,14 +106,15 @@ def render_card(staged: Staged, licences: Licences, campaign: Path | None = None
 def build_metadata(staged: Staged, licences: Licences, split: str, interval: Interval) -> ModelCardData:
     """The metadata that the Hub reads; names of this machine are left out, which it would refuse."""
     record, base = staged.record, staged.record.model["name"]
-    named = staged.base.name if staged.base else None if is_local(base) or record.mode == "scratch" else base
+    is_known = record.mode != "scratch" and record.model.get("revision") and not is_local(base)
+    named = staged.base.name if staged.base else base if is_known else None
     source, (metric, *limits) = record.data["source"], interval
     is_hub_data = "dataset" in record.config and not is_local(source)
     results = [
         EvalResult(
             task_type=build_task(record.task).pipeline_tag,
-            dataset_type=source if is_hub_data else Path(source).name,
-            dataset_name=Path(source).name,
+            dataset_type=source if is_hub_data else name_of(source),
+            dataset_name=name_of(source),
             dataset_split=split,
             metric_type=name,
             metric_value=round(value, 6),
@@ -123,13 +145,23 @@ def choose_licence(staged: Staged, licences: Licences) -> str | None:
 def describe_licences(staged: Staged, licences: Licences) -> list[str]:
     """A sentence for each licence that is unknown or has to be carried over by hand."""
     lines = []
-    base, data = Path(staged.record.model["name"]).name, Path(staged.record.data["source"]).name
+    base, data = (escape_line(name_of(name)) for name in (staged.record.model["name"], staged.record.data["source"]))
     if choose_licence(staged, licences) is None:
         of = "this model" if staged.record.mode == "scratch" else f"the base model ({base})"
         lines.append(f"The licence of {of} is not known: find it out, and add it to the metadata.")
     if licences.data is None:
         lines.append(f"The licence of the training data ({data}) is not known; it may limit the use of the model.")
     return lines
+
+
+def describe_vocabulary(staged: Staged) -> str | None:
+    """A sentence where the tokenizer holds words of the training texts, as one that was made from them does."""
+    if not is_vocabulary_own(staged.record):
+        return None
+    return (
+        "The tokenizer was made from the training texts: its files list words and parts of words that occur in them, "
+        "and rare ones, such as names, may be among them."
+    )
 
 
 def read_comparison(campaign: Path) -> dict[str, Any]:
@@ -141,26 +173,31 @@ def read_comparison(campaign: Path) -> dict[str, Any]:
     file = campaign / "results.json"
     if not file.is_file():
         raise UserError(f"{campaign} has no results.json; give the folder of `hftl compare`.")
-    results = json.loads(file.read_text(encoding="utf-8"))
+    results = name_all(json.loads(file.read_text(encoding="utf-8")), with_rows=False)
     means = {(row["arm"], row["size"]): row for row in results["summary"]}
     rows = []
     for arm in results["arms"]:
         found = [means.get((arm["name"], size)) for size in results["sizes"]]
         cells = [_write_range(row["mean"], row["low"], row["high"]) if row else "" for row in found]
-        rows.append({"title": arm.get("title") or arm["name"], "cells": cells})
+        rows.append({"title": escape_line(arm.get("title") or arm["name"]), "cells": cells})
     metric = results["question"]["metric"].replace("_", " ")
     sentence = f"Test {metric}, mean over {len(results['seeds'])} seeds (95 % interval), by number of labels. "
     sizes = [f"{size:,}" for size in results["sizes"]]
-    return {"sentence": sentence + results["verdict"]["headline"] + ".", "sizes": sizes, "rows": rows}
+    return {"sentence": sentence + escape_line(results["verdict"]["headline"]) + ".", "sizes": sizes, "rows": rows}
 
 
 def _write_range(mean: float, low: float | None, high: float | None) -> str:
     return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _one_line(value: Any) -> str:
-    """Text that cannot end a row of a table or a code span."""
-    return str(value).replace("|", "/").replace("`", "'").replace("\n", " ")
+def _is_shown(name: str, value: Any) -> bool:
+    """Numbers and truth values say nothing of who trained and where; of words that is known for a few settings."""
+    return isinstance(value, bool | int | float) or name in SHOWN
+
+
+def _write_code(value: Any) -> str:
+    """Text that can end neither its code span nor the row of a table."""
+    return f"`{' '.join(str(value).split()).replace('|', '/').replace('`', chr(39))}`"
 
 
 def _scores(record: RunRecord, split: str) -> dict[str, float]:
@@ -170,7 +207,7 @@ def _scores(record: RunRecord, split: str) -> dict[str, float]:
 def _summarize(staged: Staged) -> str:
     record = staged.record
     how = MODES[record.mode].format(adapter=record.adapter)
-    base = staged.base.name if staged.base else Path(record.model["name"]).name
+    base = staged.base.name if staged.base else name_of(record.model["name"])
     revision = f" at `{staged.base.revision}`" if staged.base else ""
     over = "of the architecture of" if record.mode == "scratch" else "over" if staged.base else "from"
     merged = " The adapter is folded into the weights." if staged.is_merged else ""
@@ -185,7 +222,7 @@ def _summarize(staged: Staged) -> str:
 def _describe_data(record: RunRecord) -> str:
     sizes = {name: record.data.get(f"num_{name}_examples") for name in ("train", "validation", "test")}
     listed = ", ".join(f"{count:,} for {name}" for name, count in sizes.items() if count)
-    return f"`{Path(record.data['source']).name}`, rows: {listed}. Fingerprint `{record.data['fingerprint']}`."
+    return f"`{name_of(record.data['source'])}`, rows: {listed}. Fingerprint `{record.data['fingerprint']}`."
 
 
 def _describe_interval(record: RunRecord, split: str, interval: Interval) -> str:
@@ -201,7 +238,7 @@ def _describe_interval(record: RunRecord, split: str, interval: Interval) -> str
 def _list_classes(record: RunRecord, split: str) -> list[dict[str, Any]]:
     table: Mapping[str, Mapping[str, float]] = record.metrics[split].get("per_class") or {}
     return [
-        {"name": _one_line(name), "support": row["support"]}
+        {"name": escape_line(name), "support": row["support"]}
         | {key: f"{row[key]:.3f}" for key in ("precision", "recall", "f1")}
         for name, row in table.items()
     ]

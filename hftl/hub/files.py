@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import get_token
 
-from hftl.records import CANARY_FILE, redact
+from hftl.records import CANARY_FILE, redact_tokens
 
 CARD = "README.md"
 STATE_FILE = "push.json"
@@ -36,12 +36,21 @@ STAYING = (
     *("trainer_state.json", "checkpoint-*", "runs", ".*.tmp", "_tmp-*", ".lock"),
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy")
-CONFIGURATIONS = ("*config.json", "*_map.json", "*.jinja", CARD)  # where a path can only be a mistake
+CONFIGURATIONS = ("*config.json", "*_map.json", "*.jinja")  # where a path can only be a mistake
 TEXTS = ("*.json", "*.txt", "*.jinja", "*.md", "*.yaml", "*.yml", ".env*", "*.html", "*.csv", "*.log")
-LOCAL_PATH = re.compile(
-    r"(?<![\w./:~-])(?:/(?:home|root|Users|mnt|data|tmp|var|opt|srv|work|workspace|scratch|private|media|usr|content)/"
-    r"|[A-Za-z]:\\\\?)[^\s\"'<>|)]+"
+# Keys of configurations whose texts are no paths: labels, tokens, templates, names of modules.
+WORDS = (
+    *("id2label", "label2id", "chat_template", "content", "*_token", "*_tokens", "stop_strings", "target_modules"),
+    *("exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern", "prefix"),
 )
+# In a text: what begins like a path of any machine, or is an address that is not of the web.
+LOCAL_PATH = re.compile(
+    r"(?<![\w./:<~{}\[\]|-])(?:~[\w.-]*/|/(?=[\w.~-]+/)|[A-Za-z]:\\+(?=\w)|\\\\+\w[\w.$-]*\\+)[^\s\"'<>|)]+"
+    r"|\b(?!https?:)[A-Za-z][\w+.-]+://[^\s\"'<>|)]+"
+)
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+WEB = re.compile(r"https?://[^\s@?]+")
+MARK = re.compile(r"[<\[{|].*", re.DOTALL)  # tokens such as </s> and [/INST]
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -122,7 +131,7 @@ def check_texts(paths: Iterable[Path]) -> list[Problem]:
         if not any(fnmatch(path.name, pattern) for pattern in TEXTS):
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
-        if redact(text) != text or (token and token in text):
+        if redact_tokens(text) != text or (token and token in text):
             problems.append(Problem("token", f"{path.name} holds a token of the Hub; take it out, and revoke it"))
         if any(fnmatch(path.name, pattern) for pattern in CONFIGURATIONS) and (found := find_path(path, text)):
             problems.append(Problem("absolute path", f"{path.name} holds {found}, which is of this machine"))
@@ -130,28 +139,38 @@ def check_texts(paths: Iterable[Path]) -> list[Problem]:
 
 
 def find_path(path: Path, text: str) -> str | None:
-    """A path of this machine in a text, or as a whole value of a JSON file."""
-    if match := LOCAL_PATH.search(text):
-        return match[0]
+    """What a configuration holds that may be a path: whatever has parts and is no id of the Hub, token or label."""
     if path.suffix != ".json":
-        return None
+        match = LOCAL_PATH.search(text)
+        return match[0] if match else None
     try:
-        return next((value for value in _list_strings(json.loads(text)) if _is_here(Path(value))), None)
+        found = [_read_path(key, value) for key, value in _list_strings(json.loads(text))]
     except ValueError:
         return None  # loading it will say so
+    return next(filter(None, found), None)
 
 
-def _is_here(path: Path) -> bool:
-    """Whether it starts in a folder of this machine; labels such as /m/01g317 do not."""
-    return path.is_absolute() and len(path.parts) > 2 and Path(*path.parts[:2]).is_dir()
+def _read_path(key: str, value: str) -> str | None:
+    """`value`, if it has parts and may not have any at this key."""
+    if any(fnmatch(key, pattern) for pattern in WORDS):
+        match = LOCAL_PATH.search(value) if key == "chat_template" else None
+        return match[0] if match else None
+    if not re.search(r"[/\\]|^~|^[A-Za-z]:$", value) or WEB.fullmatch(value) or MARK.fullmatch(value):
+        return None
+    is_id = HUB_ID.fullmatch(value.partition("--")[0]) and not Path(value).exists()
+    return None if is_id else value
 
 
-def _list_strings(value: Any) -> Iterable[str]:
+def _list_strings(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
+    """Key and text of every text of a JSON file; what lies under labels and tokens has their key."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _list_strings(item)
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _list_strings(item, key if any(fnmatch(key, pattern) for pattern in WORDS) else name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _list_strings(item, key)
 
 
 def check_weights(path: Path, dtype: str) -> list[Problem]:

@@ -134,7 +134,8 @@ def shorten(names: list[str]) -> str:
 def check_inputs(processor: Any, row: dict[str, Any], inputs: dict[str, torch.Tensor]) -> str | None:
     """What is unlike the inputs that the processor of the run made, or None."""
     if row.get("messages") is not None:
-        text = processor.apply_chat_template(json.loads(row["messages"]), tokenize=False)
+        tools = json.loads(row["tools"]) if row.get("tools") else None
+        text = processor.apply_chat_template(json.loads(row["messages"]), tools=tools, tokenize=False)
         if text != row["text"]:
             return f"chat template: row {row['row_id']} is written otherwise than in the run"
     if row.get("image") is None:

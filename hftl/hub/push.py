@@ -15,7 +15,7 @@ from typing import Any
 
 from hftl.config import Arguments
 from hftl.errors import PublishError, UserError
-from hftl.hub.card import Licences, describe_licences, render_card
+from hftl.hub.card import Licences, describe_licences, describe_vocabulary, render_card
 from hftl.hub.files import CARD, STATE_FILE
 from hftl.hub.gate import pass_gate
 from hftl.hub.licences import find_licence
@@ -109,7 +109,7 @@ def _add_card(staged: Staged, publication: Publication, *, is_offline: bool) -> 
             record.data["source"], "dataset", revision=record.config.get("dataset_revision"), is_offline=is_offline
         ),
     )
-    for line in describe_licences(staged, licences):
+    for line in [*describe_licences(staged, licences), *filter(None, [describe_vocabulary(staged)])]:
         logger.warning("%s", line)
     card = render_card(staged, licences, Path(publication.report) if publication.report else None)
     (staged.folder / CARD).write_text(card, encoding="utf-8")

@@ -13,6 +13,15 @@ ANSWERS = {
 }
 
 
+# What hftl does to an image before its processor: upright, transparency on white, and of deep ones the range of train.
+READ_IMAGE = """image = ImageOps.exif_transpose(Image.open("photo.png")).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")"""
+READ_DEEP_IMAGE = """low, high = {range}  # black and white: the numbers of the pixels of train, not 0 and 255
+pixels = np.asarray(ImageOps.exif_transpose(Image.open("photo.tif")), np.float64)
+pixels = ((pixels - low) / (high - low) * 255).round().clip(0, 255)
+image = Image.fromarray(pixels.astype(np.uint8)).convert("RGB")"""
+
+
 def write_snippet(staged: Staged) -> str:
     """Imports, loading, and one question."""
     record = staged.record
@@ -26,9 +35,11 @@ def write_snippet(staged: Staged) -> str:
     )
     num_tokens = staged.base.num_tokens if staged.base else None
     rows = f", vocab_size={num_tokens}" if num_tokens else ""  # of the base: the adapter brings the others
-    lines = ["import torch"] if "torch." in task.snippet else []
+    read_image = write_reading(record.data.get("pixel_range"))
+    lines = ["import numpy as np"] if "{image}" in task.snippet and "np." in read_image else []
+    lines += ["import torch"] if "torch." in task.snippet else []
     lines += ["from peft import PeftModel"] if staged.base else []
-    lines += ["from PIL import Image"] if "Image." in task.snippet else []
+    lines += ["from PIL import Image, ImageOps"] if "{image}" in task.snippet else []
     lines += [f"from transformers import {', '.join(classes)}", ""]
     if staged.base:
         bits = _write_quantization(staged.base.quantization) if staged.base.quantization else ""
@@ -43,8 +54,15 @@ def write_snippet(staged: Staged) -> str:
         lines.append(f"model = {auto}.from_pretrained({name}).eval()")
     example = '"One text", "another"' if len(record.config.get("text_columns") or []) > 1 else '"A text"'
     answer = ANSWERS.get(record.data["problem_type"], "")
-    ask = task.snippet.replace("{example}", example).replace("{answer}", answer)
+    ask = task.snippet.replace("{example}", example).replace("{answer}", answer).replace("{image}", read_image)
     return "\n".join([*lines, f"processor = {processor}.from_pretrained({name})", "", ask])
+
+
+def write_reading(pixel_range: list[float] | None) -> str:
+    """How `image` is read; of a data set with more than 8 bits a pixel with its scale."""
+    if pixel_range is None:
+        return READ_IMAGE
+    return READ_DEEP_IMAGE.replace("{range}", ", ".join(f"{value:.10g}" for value in pixel_range))
 
 
 def _count_rows(staged: Staged) -> int:

@@ -1,19 +1,29 @@
 """A comparison's report as a static Space: one page that needs no server."""
 
+import json
 import logging
 import tempfile
 from collections.abc import Callable
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
-from hftl.errors import PublishError, UserError
+from hftl.errors import PublishError
 from hftl.hub.card import TAG
-from hftl.hub.files import CARD, Problem, check_texts, find_path
+from hftl.hub.files import CARD, check_texts
+from hftl.hub.names import name_all
+from hftl.hub.seal import seal
 from hftl.hub.stage import check_repo_id
 from hftl.hub.upload import Target, check_token, send
+from hftl.records import redact
+from hftl.report.html import MARKDOWN_FILE, PAGE_FILE, write_report
+from hftl.report.reading import RESULTS_FILE, read_results
 
 logger = logging.getLogger(__name__)
 
-TEXTS = (".html", ".md", ".json")
+TEXTS = (PAGE_FILE, MARKDOWN_FILE, RESULTS_FILE)
+ERRORS = {
+    False: "of errors, which may quote rows, their kind (--share_rows shows them)",
+    True: "errors as they are, with the rows that they quote",
+}
 FRONT = """---
 title: {title}
 sdk: static
@@ -29,6 +39,7 @@ def push_report(
     repo_id: str,
     *,
     public: bool = False,
+    share_rows: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None] = logger.info,
 ) -> str | None:
@@ -38,6 +49,7 @@ def push_report(
         folder: what `hftl compare --output_dir` wrote.
         repo_id: of the Space.
         public: let everybody see it.
+        share_rows: show what errors say, which may quote rows of the data.
         dry_run: name the files, send nothing.
         say: takes the lines that a user wants to see.
 
@@ -46,22 +58,16 @@ def push_report(
         PublishError: a secret is in it, or not all was sent.
     """
     check_repo_id(repo_id)
-    if not (folder / "report.html").is_file():
-        raise UserError(f"{folder} has no report.html; write it with `hftl report {folder}`.")
     if not dry_run:
         check_token()
-    files = {"index.html": folder / "report.html"}
-    files |= {name: folder / name for name in ("report.md", "results.json") if (folder / name).is_file()}
-    files |= {f"figures/{path.name}": path for path in sorted((folder / "figures").glob("*.png"))}
-    problems: list[Problem] = check_texts(files.values())
-    if problems:
+    if problems := check_texts(folder / name for name in TEXTS if (folder / name).is_file()):
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise PublishError(f"The report in {folder} is not published:{listed}\nNothing was sent.")
     with tempfile.TemporaryDirectory(prefix="hftl-push-") as work:
-        for line in shorten_paths(files, Path(work)):
-            say(line)
+        files = render_public(folder, Path(work), share_rows=share_rows)
+        say(f"the report is written anew for others: of paths the last part, {ERRORS[share_rows]}")
         card = Path(work) / CARD
-        card.write_text(FRONT.format(title=repo_id.partition("/")[2], tag=TAG), encoding="utf-8")
+        card.write_text(seal(FRONT.format(title=repo_id.partition("/")[2], tag=TAG)), encoding="utf-8")
         files[CARD] = card
         if dry_run:
             for path, file in files.items():
@@ -75,33 +81,23 @@ def push_report(
     return f"spaces/{repo_id} at {progress.commit}"
 
 
-def shorten_paths(files: dict[str, Path], work: Path) -> list[str]:
-    """Replace texts that name paths of this machine by copies that hold only the last part of each.
+def render_public(folder: Path, work: Path, *, share_rows: bool) -> dict[str, Path]:
+    """Write the report anew from what everybody may see of its results.
 
     Args:
-        files: path in the repository -> local file; changed.
-        work: folder for the copies.
+        folder: of the comparison.
+        work: an empty folder.
+        share_rows: whether errors, which may quote rows of the data, are shown.
 
     Returns:
-        A line for each file that is not sent as it is.
+        Path in the repository -> local file.
 
     Raises:
-        PublishError: a path cannot be taken out.
+        UserError: there are no results.
     """
-    lines = []
-    for name, file in list(files.items()):
-        if file.suffix not in TEXTS:
-            continue
-        text, found = file.read_text(encoding="utf-8", errors="replace"), []
-        while local := find_path(file, text):
-            if local in found or local not in text:  # written with escapes
-                raise PublishError(
-                    f"absolute path: {file} holds {local}, which is of this machine.\nNothing was sent."
-                )
-            text = text.replace(local, PureWindowsPath(local).name)
-            found.append(local)
-        if found:
-            files[name] = work / name
-            files[name].write_text(text, encoding="utf-8")
-            lines.append(f"{name}: paths of this machine are sent as their last part ({', '.join(found[:3])})")
-    return lines
+    results = name_all(read_results(folder), with_rows=share_rows)
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    (work / RESULTS_FILE).write_text(redact(text), encoding="utf-8")
+    files = {"index.html": write_report(work)}
+    files |= {name: work / name for name in (MARKDOWN_FILE, RESULTS_FILE)}
+    return files | {f"figures/{path.name}": path for path in sorted((work / "figures").glob("*.png"))}

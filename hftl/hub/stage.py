@@ -4,6 +4,7 @@ Must not talk to the Hub.
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +18,17 @@ from huggingface_hub.utils import validate_repo_id
 from hftl.assets import is_bundled, resolve_model
 from hftl.errors import UserError
 from hftl.hub.files import ADAPTER_CONFIG, CARD, compute_sha256, list_files
+from hftl.hub.seal import seal
 from hftl.merge import merge_run
 from hftl.models.modes import MODES
-from hftl.records import CANARY_FILE, RunRecord
+from hftl.models.weights import check_weights
+from hftl.records import CANARY_FILE, RECORD_FILE, RunRecord
 
 QUANTIZATION = (
     *("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"),
     "llm_int8_skip_modules",
 )
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 AGAIN = "Train it again with `hftl train {folder}/config.yaml`."
 
 
@@ -114,8 +118,23 @@ def check_repo_id(repo_id: str | None, flag: str = "--repo_id") -> str:
 
 
 def is_local(name: str) -> bool:
-    """Whether a checkpoint is on this machine only."""
-    return is_bundled(name) or Path(name).exists() or Path(name).is_absolute() or name.startswith((".", "~"))
+    """Whether a checkpoint is on this machine only: whatever cannot be an id of the Hub, or is there."""
+    return is_bundled(name) or not HUB_ID.fullmatch(name) or Path(name).exists()
+
+
+def is_vocabulary_own(record: RunRecord) -> bool:
+    """Whether the tokenizer was made from the texts of this run, or of the run that its base comes from."""
+    seen: set[Path] = set()
+    while not record.config.get("tokenizer_vocab_size"):
+        folder = Path(record.model["name"])
+        if folder in seen or not (folder / RECORD_FILE).is_file():
+            return False
+        seen.add(folder)
+        try:
+            record = RunRecord.read(folder)
+        except UserError:  # of another version
+            return False
+    return True
 
 
 def stage(
@@ -132,7 +151,7 @@ def stage(
         include_base: send the base as well, into a repository of its own.
 
     Raises:
-        UserError: a flag does not fit the run, or the adapter cannot be merged.
+        UserError: a flag does not fit the run, the adapter cannot be merged, or its base was trained again.
     """
     repo_id, subfolder = target
     is_adapter = (run / ADAPTER_CONFIG).is_file()
@@ -147,6 +166,8 @@ def stage(
             "adapter names it with its commit."
         )
     folder = work / "model"
+    if is_adapter and Path(record.model["name"]).is_dir():  # the gate says what it thinks of other bases
+        check_weights(str(run), record.model["name"], record.model.get("weights"))
     if merge:
         merge_run(run, folder)
         (folder / "merge.json").unlink()
@@ -201,7 +222,7 @@ def _add_base(config: Path, base: Base, repo_id: str, work: Path) -> Base:
     weights = "".join(compute_sha256(path) for path in sorted(folder.glob("*.safetensors")))
     revision = f"weights-{weights[:12]}"
     card = f"---\nlibrary_name: transformers\ntags: [hftl]\n---\n# The base of [{repo_id}](https://hf.co/{repo_id})\n"
-    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(seal(card), encoding="utf-8")
     return replace(base, name=f"{repo_id}-base", revision=revision, folder=folder)
 
 

@@ -5,6 +5,8 @@ again after a look whether the first has arrived. What went wrong for good says 
 """
 
 import hashlib
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,18 @@ from hftl.errors import PublishError, UserError
 from hftl.hub.card import TAG
 from hftl.hub.files import CARD, compute_sha256, is_allowed
 from hftl.hub.retries import hide, impatient, name_error, read_status, retried
+from hftl.hub.seal import is_as_written
 
+logger = logging.getLogger(__name__)
+
+# Whole networks and adapters of every library: transformers and peft would take one of two that lie side by side.
+WEIGHTS = re.compile(
+    r"(adapter_model|model|pytorch_model|tf_model|flax_model)\b.*\.(safetensors|bin|h5|msgpack|pt|pth|index\.json)$"
+)
+KEPT = (
+    "%s in %s was edited by hand since hftl wrote it, so it is kept as it is, and the new card was not sent "
+    "(commit %.12s). Its numbers may be those of an earlier run. --dry_run shows the new one, --create_pr proposes it."
+)
 ADVICE = {
     401: "The token is not valid. Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
     403: "This token may not write there. Use one with the role write, or another organization.",
@@ -127,7 +140,7 @@ def _create(api: HfApi, target: Target) -> None:
 
 
 def _send_files(api: HfApi, target: Target, files: Mapping[str, Path], title: str, progress: Progress) -> None:
-    stale = _check_content(api, target, files)
+    first = latest = retried(lambda: _look(api, target, files))
     where = {"repo_id": target.repo_id, "repo_type": target.repo_type}
     known_prs = set(_list_pull_requests(api, target)) if target.create_pr else set()
     additions = [CommitOperationAdd(path, str(file)) for path, file in files.items()]
@@ -137,21 +150,114 @@ def _send_files(api: HfApi, target: Target, files: Mapping[str, Path], title: st
         ))  # fmt: skip
         if addition._upload_mode == "lfs":
             progress.sent.append(addition.path_in_repo)
-    removals = [CommitOperationDelete(path) for path in stale]
 
     def commit() -> None:
-        for ref in [*_new_pull_requests(api, target, known_prs)] if target.create_pr else [target.revision]:
-            if found := _find_arrived(api, target, ref, files, stale):
-                progress.commit, progress.pull_request = found, ref if target.create_pr else None
-                return
+        nonlocal latest
+        if target.create_pr:
+            for ref in _new_pull_requests(api, target, known_prs):
+                if found := _find_arrived(api, target, ref, latest):
+                    progress.commit, progress.pull_request = found, ref
+                    return
+        if _head(api, target, target.revision) != latest.head:
+            latest = _look(api, target, files)
+        if not target.create_pr and latest.is_there:
+            progress.commit = latest.head
+            return
+        _refuse_lost_work(target, first, latest)
         made = api.create_commit(
-            operations=[*additions, *removals], commit_message=title, revision=target.revision,
-            create_pr=target.create_pr, parent_commit=_head(api, target, target.revision), **where,
+            operations=[
+                *(addition for addition in additions if addition.path_in_repo in latest.files),
+                *map(CommitOperationDelete, latest.stale),
+            ],
+            commit_message=title, revision=target.revision, create_pr=target.create_pr, parent_commit=latest.head,
+            **where,
         )  # fmt: skip
         progress.commit, progress.pull_request = made.oid, made.pr_url
 
     retried(commit)
     progress.sent = list(files)
+    if card := next((path for path in files if path not in latest.files), None):
+        logger.warning(KEPT, card, target.repo_id, progress.commit)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a repository holds at one commit, and what a push would change there. What is committed has this parent.
+
+    Attributes:
+        head: the commit.
+        tree: path -> file.
+        files: path -> local file of what is sent; a card that was edited by hand is not.
+        stale: paths of an earlier push that this one does not replace, and so has to take away.
+    """
+
+    head: str
+    tree: Mapping[str, RepoFile]
+    files: Mapping[str, Path]
+    stale: list[str]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it holds what would be sent already."""
+        return _holds(self.tree, self)
+
+
+def _holds(tree: Mapping[str, RepoFile], wanted: Look) -> bool:
+    if any(path in tree for path in wanted.stale) or any(path not in tree for path in wanted.files):
+        return False
+    return all(_is_same(tree[path], file) for path, file in wanted.files.items())
+
+
+def _look(api: HfApi, target: Target, files: Mapping[str, Path]) -> Look:
+    """Read the head of the branch, and check that its files may be replaced.
+
+    Raises:
+        UserError: somebody else's files are there.
+    """
+    head = _head(api, target, target.revision)
+    tree = _list_tree(api, target, head)
+    prefix = f"{target.subfolder}/" if target.subfolder else ""
+    there = [path for path in tree if path.startswith(prefix) and path != ".gitattributes"]
+    direct = sorted(path for path in there if "/" not in path.removeprefix(prefix))
+    card = f"{prefix}{CARD}"
+    text = _read_card(api, target, card, head) if card in tree else None
+    is_ours = text is not None and _has_our_tag(text)
+    if direct and not is_ours and not target.create_pr:
+        raise UserError(
+            f"{target.repo_id} holds files that hftl did not push: {', '.join(direct[:5])}. Name another "
+            "--repo_id, a --subfolder or --revision that is not there yet, or propose the change with --create_pr."
+        )
+    others = [path for path in direct if path not in files]
+    stale = [path for path in others if is_ours and is_allowed(path.removeprefix(prefix))]
+    weights = [path for path in others if path not in stale and WEIGHTS.match(path.removeprefix(prefix))]
+    if weights:
+        raise UserError(
+            f"{target.repo_id} holds {', '.join(weights[:5])}, which hftl did not push and which would lie beside the "
+            "weights of this run. Take it away, or name another --repo_id, --subfolder or --revision."
+        )
+    # A pull request shows what it would change of a card.
+    is_kept = is_ours and not target.create_pr and card in files and not is_as_written(text)
+    sent = {path: file for path, file in files.items() if not (is_kept and path == card)}
+    return Look(head, tree, sent, stale)
+
+
+def _refuse_lost_work(target: Target, first: Look, latest: Look) -> None:
+    """Stop where files that the push would replace or take away were changed while it was under way.
+
+    Raises:
+        UserError: somebody else has pushed.
+    """
+    touched = {*latest.files, *latest.stale}
+    changed = sorted(path for path in touched if _name_blob(first.tree, path) != _name_blob(latest.tree, path))
+    if changed:
+        raise UserError(
+            f"While this push was under way somebody changed {', '.join(changed[:5])} in {target.repo_id} (commit "
+            f"{latest.head[:12]}), which it would replace. Nothing was committed. Look at it, then push again."
+        )
+
+
+def _name_blob(tree: Mapping[str, RepoFile], path: str) -> str | None:
+    return tree[path].blob_id if path in tree else None
 
 
 def _head(api: HfApi, target: Target, revision: str) -> str:
@@ -172,16 +278,10 @@ def _list_tree(api: HfApi, target: Target, revision: str) -> dict[str, RepoFile]
     return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
 
-def _find_arrived(
-    api: HfApi, target: Target, revision: str, files: Mapping[str, Path], stale: list[str]
-) -> str | None:
+def _find_arrived(api: HfApi, target: Target, revision: str, wanted: Look) -> str | None:
     """The commit at `revision`, if it holds exactly these files."""
-    tree = _list_tree(api, target, revision)
-    if any(path in tree for path in stale) or any(path not in tree for path in files):
-        return None
-    if not all(_is_same(tree[path], file) for path, file in files.items()):
-        return None
-    return _head(api, target, revision)
+    head = _head(api, target, revision)
+    return head if _holds(_list_tree(api, target, head), wanted) else None
 
 
 def _is_same(entry: RepoFile, file: Path) -> bool:
@@ -193,33 +293,15 @@ def _is_same(entry: RepoFile, file: Path) -> bool:
     return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _check_content(api: HfApi, target: Target, files: Mapping[str, Path]) -> list[str]:
-    """Files of an earlier push that this one does not replace, and so has to take away.
-
-    Raises:
-        UserError: somebody else's files are there.
-    """
-    prefix = f"{target.subfolder}/" if target.subfolder else ""
-    tree = retried(lambda: _list_tree(api, target, target.revision))
-    there = [path for path in tree if path.startswith(prefix) and path != ".gitattributes"]
-    direct = [path for path in there if "/" not in path.removeprefix(prefix)]
-    if not direct or target.create_pr:
-        return []
-    if not _is_ours(api, target, f"{prefix}{CARD}" if f"{prefix}{CARD}" in tree else None):
-        raise UserError(
-            f"{target.repo_id} holds files that hftl did not push: {', '.join(sorted(direct)[:5])}. Name another "
-            "--repo_id, a --subfolder or --revision that is not there yet, or propose the change with --create_pr."
-        )
-    return [path for path in direct if path not in files and is_allowed(path.removeprefix(prefix))]
+def _read_card(api: HfApi, target: Target, card: str, commit: str) -> str:
+    where = {"repo_type": target.repo_type, "revision": commit}
+    path = Path(api.hf_hub_download(target.repo_id, card, **where))
+    return path.read_bytes().decode("utf-8", errors="replace")
 
 
-def _is_ours(api: HfApi, target: Target, card: str | None) -> bool:
-    if card is None:
-        return False
-    where = {"repo_type": target.repo_type, "revision": target.revision}
-    content = Path(retried(lambda: api.hf_hub_download(target.repo_id, card, **where))).read_text(encoding="utf-8")
+def _has_our_tag(card: str) -> bool:
     try:
-        return TAG in (RepoCard(content, ignore_metadata_errors=True).data.get("tags") or [])
+        return TAG in (RepoCard(card, ignore_metadata_errors=True).data.get("tags") or [])
     except ValueError:  # metadata that are none
         return False
 

@@ -2,6 +2,8 @@
 
 import io
 import os
+import secrets
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +12,13 @@ from PIL import Image
 
 from hftl.data.labels import MULTI, REGRESSION
 from hftl.errors import UserError
+from hftl.inference.doorkeeper import PARAMETER, Doorkeeper
 from hftl.inference.predictor import Predictor
 from hftl.records import CANARY_FILE
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing is sent anywhere
 
-HOST = "127.0.0.1"  # this machine alone: nobody else can ask, and nothing is shared
+HOST = "127.0.0.1"  # this machine alone; of its users the one who has the key, see `doorkeeper`
 NUM_CLASSES = 5  # shown, the most probable first
 EVERY_LABEL = 1e-9  # a threshold that all labels pass, so that their probabilities are seen
 TITLE = "hftl demo"
@@ -34,28 +37,35 @@ class Demo:
                 cannot show.
         """
         _check_models(predictors)
+        self._files = tempfile.TemporaryDirectory(prefix="hftl-demo-")  # which nobody else may open
+        os.environ["GRADIO_TEMP_DIR"] = self._files.name  # images are kept there, those of the run among them
+        key = secrets.token_urlsafe(24)
         self._page = build_page(predictors)
         try:
-            _, self.url, _ = self._page.launch(
+            _, url, _ = self._page.launch(
                 server_name=HOST,
                 server_port=port,
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,
                 footer_links=["settings"],
+                app_kwargs={"middleware": [(Doorkeeper, (), {"key": key})]},
                 theme=_gradio().themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             )  # fonts of the machine: those of gradio come from the network
         except OSError as error:
+            self._files.cleanup()
             where = f"Port {port} is" if port else "The ports from 7860 to 7959 are"
             raise UserError(f"{where} taken or not allowed. Name a free one with --port.") from error
+        self.url = f"{url}?{PARAMETER}={key}"
 
     def wait(self) -> None:
         """Serve until Ctrl-C."""
         self._page.block_thread()
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving, and forget the images."""
         self._page.close(verbose=False)
+        self._files.cleanup()
 
 
 def build_page(predictors: Sequence[Predictor]) -> Any:
@@ -122,7 +132,7 @@ def read_examples(predictor: Predictor) -> list[list[Any]]:
 def _build_inputs(predictor: Predictor) -> list[Any]:
     gr = _gradio()
     if predictor.task.modality == "image":
-        return [gr.Image(type="pil", sources=["upload", "clipboard"], label="Image", height=280)]
+        return [gr.Image(type="pil", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280)]
     names = {"language": ["Prompt"]}.get(predictor.task.modality, ["Text", "Pair"][: predictor.source.num_inputs or 1])
     return [gr.Textbox(label=name, lines=3, max_lines=12) for name in names]
 

@@ -13,9 +13,11 @@ from scipy import special
 from tqdm.auto import tqdm
 
 from hftl.compare.stats import crossed_interval, wilson
+from hftl.data.faults import leave_out
+from hftl.data.inputs import list_texts
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.stream import name_source, pick_split, split_name
-from hftl.inference.predictor import Predictor
+from hftl.inference.predictor import Predictor, recall_columns
 from hftl.run_folder import explained_resources
 from hftl.tasks import scores_of
 from hftl.tasks.base import stack_kept
@@ -114,8 +116,14 @@ def prepare_rows(predictor: Predictor, source: str) -> datasets.Dataset:
 
 def encode_rows(predictor: Predictor, raw: datasets.Dataset) -> datasets.Dataset:
     """Raw rows with labels -> model inputs."""
-    task, data = predictor.task, predictor.source.data
-    known = task.read_known(raw, data, predictor.source.labels)
+    task, labels, data = predictor.task, predictor.source.labels, predictor.source.data
+    if task.modality != "language":  # whose column to go on from is not all that is learnt
+        data = recall_columns(predictor.source, raw.features)
+    known = task.read_known(raw, data, labels)
+    faults = list(task.find_faults(known, labels))
+    if task.modality != "image":
+        faults = [found or fault for fault, (_, found) in zip(faults, list_texts(known), strict=True)]
+    known = leave_out(known, faults, data.on_bad_rows)
     return task.prepare(known, predictor.processor, data, compute_fingerprint(known))
 
 

@@ -19,14 +19,15 @@ from torch import nn
 
 from hftl.compare.stats import crossed_interval
 from hftl.data.labels import MULTI, REGRESSION, SINGLE
-from hftl.data.load import load_splits
 from hftl.errors import UserError
-from hftl.inference.evaluation import encode_rows, prepare_rows
+from hftl.examples import prepare_examples
+from hftl.inference.evaluation import prepare_rows
 from hftl.inference.predictor import Predictor
+from hftl.inference.run_rows import load_run_rows
 from hftl.merge import TOLERANCE
 from hftl.metrics import compute_predictions
 from hftl.metrics.rows import ROW_SCORES
-from hftl.records import read_predictions, write_json
+from hftl.records import write_json
 
 NUM_ROWS = 1000  # that are asked, at most
 BATCHES = (1, 3, 8, 32)  # rows a batch, in turn: the file must take any number
@@ -140,11 +141,10 @@ def _choose_rows(predictor: Predictor, data: str | None) -> tuple[datasets.Datas
         return prepare_rows(predictor, data), True
     if source.record is None:
         raise UserError(f"{source.name} has no run whose rows could be asked. Give some with --data.")
-    splits = load_splits(source.data)
-    if "test" in source.record.metrics and "test" in splits:
-        row_ids = read_predictions(source.record.folder)["row_id"]
-        return encode_rows(predictor, splits["test"].select(np.unique(row_ids))), True
-    return encode_rows(predictor, splits.get("validation", splits["train"])), False
+    examples = load_run_rows(source, "Name rows to ask with --data.")
+    split = "test" if "test" in source.record.metrics and "test" in examples.splits else "validation"
+    rows = prepare_examples(examples, source.task, predictor.processor, source.data)[split]
+    return rows, split == "test"
 
 
 def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

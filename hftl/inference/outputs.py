@@ -7,6 +7,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ from hftl.errors import UserError
 
 Rows = Mapping[str, list]
 Write = Callable[[Rows], None]
+# What starts a formula in a spreadsheet, in letters of full width as well; some skip blanks before it.
+FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?%?")
 MAX_WIDTH = 60  # characters of a cell on a terminal
 
 
@@ -35,13 +39,14 @@ def check_output(path: str | None, source: str) -> None:
 
 
 @contextmanager
-def open_output(path: str | None, stream: TextIO) -> Iterator[Write]:
+def open_output(path: str | None, stream: TextIO, *, keep_formulas: bool = False) -> Iterator[Write]:
     """A function that writes one window of rows.
 
     Args:
         path: a file, by whose ending its kind is chosen; None: `stream`, as a table if a person reads it, else JSON
             lines.
         stream: the standard output.
+        keep_formulas: leave texts of a CSV file as they are, though a spreadsheet would compute them.
     """
     if path is None:
         with (_write_table if stream.isatty() else _write_json)(stream) as write:
@@ -53,7 +58,8 @@ def open_output(path: str | None, stream: TextIO) -> Iterator[Write]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with WRITERS[target.suffix.lower()](temporary) as write:
-            yield write
+            is_quoted = target.suffix.lower() == ".csv" and not keep_formulas
+            yield (lambda columns: write(quote_formulas(columns))) if is_quoted else write
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -61,6 +67,19 @@ def open_output(path: str | None, stream: TextIO) -> Iterator[Write]:
 
 def _rows(columns: Rows) -> Iterator[dict[str, Any]]:
     return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def quote_formulas(columns: Rows) -> Rows:
+    """Put `'` before texts that a spreadsheet would take for a formula and compute; names of columns as well.
+
+    See owasp.org/www-community/attacks/CSV_Injection. Numbers, such as the labels -1 and +1, compute nothing.
+    """
+    return {_quote(name): list(map(_quote, values)) for name, values in columns.items()}
+
+
+def _quote(value: Any) -> Any:
+    is_formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class PredictRequest:
         output_file: .jsonl, .csv or .parquet; None for the standard output.
         options: what the answers look like.
         on_bad_rows: `error` or `skip`.
+        keep_formulas: leave texts of a CSV file that a spreadsheet would compute.
         batch_size: None: chosen.
         revision: of a Hub model.
         data: columns and lengths that differ from those of training.
@@ -38,6 +39,7 @@ class PredictRequest:
     batch_size: int | None = None
     revision: str = "main"
     data: dict[str, Any] = field(default_factory=dict)
+    keep_formulas: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ def predict(request: PredictRequest, *, lines: Iterable[str], stream: TextIO) ->
     source = change_data(find_source(request.model, request.revision), request.data)
     rows = open_stream(request.source, source.data, source.task.modality, lines)
     predictor = Predictor(load_network(source), batch_size=request.batch_size)
-    names = predictor.choose_columns(rows.features)
+    names = predictor.choose_columns(rows.features, is_table=rows.is_table)
     started, count = time.perf_counter(), 0
     with (
-        open_output(request.output_file, stream) as write,
+        open_output(request.output_file, stream, keep_formulas=request.keep_formulas) as write,
         tqdm(total=rows.num_rows, desc="Predicting", unit="row", disable=None) as bar,
     ):
         for window, named in _read_windows(rows, list(names), predictor.window_size):

@@ -12,13 +12,14 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from peft import PeftModel
 from PIL import Image
 
-from hftl.data.language import read_chat
-from hftl.errors import UserError
+from hftl.config import DataArguments
+from hftl.data.pixels import Range, kept_range, to_known_rgb, turn_upright
+from hftl.data.stream import infer_features
+from hftl.errors import UserError, quote_names
 from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
 from hftl.merge import TOLERANCE, fold_adapter
 from hftl.models.linear import linear_by_onednn
@@ -27,6 +28,8 @@ from hftl.tasks.base import AnswerOptions
 
 logger = logging.getLogger(__name__)
 
+NO_NAMES: dict[str, None] = dict.fromkeys(("text_columns", "image_column", "source_column"))  # flags that name inputs
+CANONICAL = {"text", "text_pair", "image", "prompt", "messages", "words"}
 WINDOW = {"image": 256}  # rows sorted by length together; an image of 224 px is 150 kB, a text next to nothing
 WINDOW_DEFAULT = 2048
 # On a CPU 32 was the fastest of 1 to 128 (docs/predict.md). A GPU starts here and halves when its memory runs out.
@@ -58,6 +61,7 @@ class Predictor:
         self.batch_size = batch_size or BATCH_SIZES[kind][self.task.modality]
         self._collate = self.task.build_collator(self.processor, self.source.data, "none")
         self._may_merge = isinstance(self.network, PeftModel)
+        self.pixel_range = kept_range(self.processor) if self.task.modality == "image" else None
 
     @property
     def window_size(self) -> int:
@@ -76,7 +80,7 @@ class Predictor:
         """Answer rows, in their order: what `hftl predict` writes.
 
         Args:
-            rows: texts, pairs of texts, images (PIL or paths), chats, or dictionaries of columns.
+            rows: texts, pairs of texts, images (PIL, arrays or paths), chats, or dictionaries of columns.
             top_k: classes named for each row: `label`, `probability`, then `label_2`, `probability_2`, ...
             threshold: probability from which on a row has a label, where it may have several.
             max_new_tokens: of what a language model writes.
@@ -121,7 +125,7 @@ class Predictor:
         Raises:
             UserError: a row is bad, and `on_bad_rows` says that it is an error.
         """
-        columns, faults = check_window(columns, folder)
+        columns, faults = self._check(columns, folder)
         bad = [index for index, fault in enumerate(faults) if fault]
         if bad and on_bad_rows == "error":
             more = f", and {len(bad) - 1} more near it" if len(bad) > 1 else ""
@@ -139,6 +143,20 @@ class Predictor:
                 spread[index] = value
             answers[name] = spread
         return answers
+
+    def _check(self, columns: dict[str, list], folder: Path) -> tuple[dict[str, list], list[str | None]]:
+        """The rows as they are read, and why some of them cannot be answered."""
+        if self.task.modality == "language":  # whose rows the task reads itself: a prompt may be in several columns
+            faults: list[str | None] = [None] * len(next(iter(columns.values())))
+        else:
+            columns, faults = check_window(columns, folder, self.pixel_range)
+        good = [index for index, fault in enumerate(faults) if not fault]
+        if good:
+            rows = {name: [values[index] for index in good] for name, values in columns.items()}
+            found = self.task.find_unanswerable(rows, self.processor, self.source.data)
+            for index, fault in zip(good, found, strict=True):
+                faults[index] = fault
+        return columns, faults
 
     def _ask(self, columns: dict[str, list], options: AnswerOptions) -> tuple[list[np.ndarray], dict[str, list]]:
         """What is kept of each row's answer, and what was read of it."""
@@ -213,7 +231,7 @@ class Predictor:
         if kinds == {dict}:
             names = dict.fromkeys(name for row in rows for name in row)
             table = {name: [row.get(name) for row in rows] for name in names}
-            return self.rename(table, datasets.Features.from_arrow_schema(pa.table(table).schema))
+            return self.rename(table, infer_features(table))
         name = {"image": "image", "language": "prompt"}.get(self.task.modality, "text")
         if self.task.modality == "text" and kinds <= {tuple, list}:
             if any(len(row) != 2 for row in rows):
@@ -223,13 +241,19 @@ class Predictor:
         self._check_inputs([name])
         return {"messages" if self.task.modality == "language" and kinds == {list} else name: list(rows)}
 
-    def choose_columns(self, features: datasets.Features) -> dict[str, str]:
-        """The columns that are read of such a table -> their canonical names.
+    def choose_columns(self, features: datasets.Features, *, is_table: bool = True) -> dict[str, str]:
+        """The columns that are read of such rows -> their canonical names.
+
+        Args:
+            features: names and types.
+            is_table: whether the names are the user's own; those of training are then looked for.
 
         Raises:
-            UserError: none or several could be meant, or the network was trained on pairs and these are none.
+            UserError: none or several could be meant, those of training are not there, or the network was trained on
+                pairs and these are none.
         """
-        chosen = self.task.choose_inputs(features, self.source.data)
+        data = recall_columns(self.source, features) if is_table else replace(self.source.data, **NO_NAMES)
+        chosen = self.task.choose_inputs(features, data)
         self._check_inputs(list(chosen))
         return chosen
 
@@ -241,7 +265,9 @@ class Predictor:
 
     def rename(self, table: dict[str, list], features: datasets.Features) -> dict[str, list]:
         """The chosen columns of a table under their canonical names."""
-        return {canonical: table[name] for name, canonical in self.choose_columns(features).items()}
+        is_table = bool(set(self.source.columns) & set(features)) or not CANONICAL & set(features)
+        chosen = self.choose_columns(features, is_table=is_table)
+        return {canonical: table[name] for name, canonical in chosen.items()}
 
 
 def load(
@@ -271,15 +297,40 @@ def load(
 def change_data(source: ModelSource, changes: dict[str, Any]) -> ModelSource:
     """The source with other columns or lengths; what is None stays."""
     given = {name: value for name, value in changes.items() if value is not None}
-    return replace(source, data=replace(source.data, **given))
+    columns = () if NO_NAMES.keys() & given.keys() else source.columns
+    return replace(source, data=replace(source.data, **given), columns=columns)
 
 
-def check_window(columns: dict[str, list], folder: Path) -> tuple[dict[str, list], list[str | None]]:
-    """Texts as texts, images decoded, chats in the usual words; and what is wrong with each row."""
+def recall_columns(source: ModelSource, features: datasets.Features) -> DataArguments:
+    """The settings of the run with the columns that it read, which a table has to have unless flags name others.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not source.columns or any(isinstance(feature, datasets.Image) for feature in features.values()):
+        return source.data  # images are found by their type
+    flag = _column_flag(source)
+    if missing := [name for name in source.columns if name not in features]:
+        raise UserError(
+            f"{source.name} reads the column {missing[0]!r}, as in training; found {quote_names(features)}. Name "
+            f"the column to read with `--{flag} X`."
+        )
+    return replace(source.data, **{flag: list(source.columns) if flag == "text_columns" else source.columns[0]})
+
+
+def _column_flag(source: ModelSource) -> str:
+    if source.task.modality == "image":
+        return "image_column"
+    return "source_column" if "source_column" in source.task.flags else "text_columns"
+
+
+def check_window(
+    columns: dict[str, list], folder: Path, pixel_range: Range | None = None
+) -> tuple[dict[str, list], list[str | None]]:
+    """Texts as texts, images decoded to RGB; and what is wrong with each row."""
     readers: dict[str, Callable[[Any], Any]] = {
-        "image": lambda value: _read_image(value, folder),
+        "image": lambda value: to_known_rgb(_read_image(value, folder), pixel_range),
         "words": _read_words,
-        "messages": lambda value: read_chat(value, "The row"),
     }
     read = {name: list(_read_all(values, readers.get(name, _read_text), name)) for name, values in columns.items()}
     faults = [
@@ -320,7 +371,9 @@ def _read_words(value: Any) -> list[str]:
 def _read_image(value: Any, folder: Path) -> Image.Image:
     """Upright and decoded, as `datasets` does it for training."""
     if isinstance(value, Image.Image):
-        return value
+        return turn_upright(value)
+    if isinstance(value, (np.ndarray, list)):
+        value = datasets.Image().encode_example(np.asarray(value))
     if value is None or value == "":
         raise UserError("no image")
     fields = value if isinstance(value, dict) else {"bytes": None, "path": str(folder / Path(value).expanduser())}

@@ -23,7 +23,9 @@ from hftl.assets import resolve_model
 from hftl.config import DataArguments, ModelArguments, parse_args
 from hftl.data.labels import LabelInfo
 from hftl.errors import UserError
-from hftl.models.load import load_config, load_pretrained, name_base
+from hftl.models.length import load_processor
+from hftl.models.load import check_adapter_weights, load_config, load_pretrained, name_base
+from hftl.models.weights import check_weights
 from hftl.records import RECORD_FILE, RunRecord
 from hftl.tasks import TASKS, build_task
 from hftl.tasks.base import Task
@@ -43,6 +45,7 @@ class ModelSource:
         adapter: folder or Hub id, or None for a whole network.
         adapter_revision: of a Hub id.
         record: of its run, if it has one here.
+        columns: of the inputs, by the names that they had in training; a table has to have them.
     """
 
     name: str
@@ -53,6 +56,7 @@ class ModelSource:
     adapter: str | None = None
     adapter_revision: str = "main"
     record: RunRecord | None = field(default=None, repr=False)
+    columns: tuple[str, ...] = ()
 
     @property
     def num_inputs(self) -> int | None:
@@ -85,6 +89,7 @@ def find_source(name: str, revision: str = "main") -> ModelSource:
     if record is not None and not record.model.get("num_parameters"):
         raise UserError(f"{name} is the baseline {record.mode}: its run left scores and no network to ask.")
     data = settings.data if settings else None
+    columns = tuple(record.data.get("columns", ())) if record else ()
     with explained_loading(name):
         path = resolve_model(name)
         file = find_adapter_config_file(path, revision=revision)
@@ -92,11 +97,13 @@ def find_source(name: str, revision: str = "main") -> ModelSource:
             config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
             task = build_task(data.task) if data else _find_task(config, name)
             model = ModelArguments(model_name_or_path=name, model_revision=revision)
-            return ModelSource(name, task, task.read_labels(config), model, data or _defaults(task), record=record)
+            return ModelSource(
+                name, task, task.read_labels(config), model, data or _defaults(task), record=record, columns=columns
+            )
         adapter = json.loads(Path(file).read_text(encoding="utf-8"))
         base = adapter.get("base_model_name_or_path")
         if settings:
-            model = name_base(settings.model, base)
+            model = name_base(settings.model, base, adapter.get("revision"))
         else:
             pinned = adapter.get("revision") or "main"  # the commit of the base that the adapter was tuned on
             model = ModelArguments(model_name_or_path=base, model_revision=pinned, mode="peft")
@@ -104,16 +111,22 @@ def find_source(name: str, revision: str = "main") -> ModelSource:
     task = build_task(data.task) if data else _find_adapter_task(config, adapter, name)
     labels = _recorded_labels(record) or task.read_labels(config)
     data = data or _defaults(task)
-    return ModelSource(name, task, labels, model, data, adapter=path, adapter_revision=revision, record=record)
+    return ModelSource(
+        name, task, labels, model, data, adapter=path, adapter_revision=revision, record=record, columns=columns
+    )
 
 
 def load_network(source: ModelSource) -> LoadedSource:
     """Load weights and processor; an adapter is put over its base, and not merged.
 
     Raises:
-        UserError: they cannot be loaded, or the checkpoint lacks weights, such as those of the head.
+        UserError: they cannot be loaded, the checkpoint lacks weights, such as those of the head, or an adapter was
+            trained over another base.
     """
     task, model = source.task, source.model
+    if source.adapter is not None:
+        check_adapter_weights(source.adapter, source.adapter_revision)
+    check_base(source)
     processor = _load_processor(source)
     if torch.cuda.is_available() and not task.has_new_head and source.record is None:
         model = replace(model, dtype="bfloat16")  # as such checkpoints are published; float32 would be twice as much
@@ -128,6 +141,16 @@ def load_network(source: ModelSource) -> LoadedSource:
             f"{task.name} yet. Train it with `hftl train` and name the run folder."
         )
     return LoadedSource(source, network.eval(), processor)
+
+
+def check_base(source: ModelSource) -> None:
+    """Refuse an adapter whose base is not the one that it was trained over.
+
+    Raises:
+        UserError: the weights in its local folder are others now.
+    """
+    if source.adapter is not None and source.record is not None:
+        check_weights(source.name, source.model.model_name_or_path, source.record.model.get("weights"))
 
 
 @contextlib.contextmanager
@@ -203,13 +226,13 @@ def _recorded_labels(record: RunRecord | None) -> LabelInfo | None:
 
 def _load_processor(source: ModelSource) -> Any:
     """The one that was saved beside the weights; peft alone saves none, then that of the run or of the base."""
-    task, base, revision = source.task, source.model.model_name_or_path, source.model.model_revision
+    task = source.task
     if source.adapter is not None:
         run = _find_run(Path(source.adapter))
         for place in dict.fromkeys((source.adapter, str(run) if run else source.adapter)):
             with contextlib.suppress(UserError):
-                return task.load_processor(place, source.adapter_revision, source.data)
-    return task.load_processor(base, revision, source.data)
+                return load_processor(source.model, task, source.data, place, source.adapter_revision)
+    return load_processor(source.model, task, source.data)
 
 
 def _put_adapter(network: nn.Module, source: ModelSource) -> nn.Module:

@@ -19,8 +19,8 @@ from hftl.models.adalora import AllocateRanks
 from hftl.models.embeddings import find_trainable_rows, keep_rows_when_saved
 from hftl.models.eva import Batches, initialize_eva
 from hftl.models.head import head_modules
-from hftl.models.load import build_empty
 from hftl.models.targets import BIAS, CONV1D, CONV2D, LINEAR, NORM, describe_coverage, resolve_targets, shape_of
+from hftl.tasks.positions import build_empty
 
 logger = logging.getLogger(__name__)
 
@@ -420,7 +420,7 @@ def check_adapter(args: Any, config: Any, task: Any) -> None:
         )
     if adapter.largest_rank is None and args.lora_r != type(args).lora_r:
         logger.warning("--lora_r %d has no effect: --adapter %s does not read it.", args.lora_r, args.adapter)
-    network = build_empty(task, config)
+    network = build_empty(task.auto_model, config)
     targets = find_targets(network, args, head_modules(network, [], has_new_head=task.has_new_head))
     if adapter.largest_rank is not None:
         _check_rank(adapter, args, {name: shape_of(network.get_submodule(name)) for name in targets})

@@ -5,6 +5,7 @@ Weights are safetensors only, and no code from a repository is ever run.
 
 import copy
 import dataclasses
+import inspect
 import json
 import logging
 from pathlib import Path
@@ -17,15 +18,21 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hftl.assets import is_bundled, resolve_model
 from hftl.errors import UserError
 from hftl.models.embeddings import add_rows, count_rows
 from hftl.models.quantization import build_quantization, keep_layout
+from hftl.tasks.positions import build_empty
 from hftl.tasks.processors import explained_loading
 
 logger = logging.getLogger(__name__)
+
+SAFE_WEIGHTS = "adapter_model.safetensors"
+MOMENTUM = 0.1  # of BatchNorm in torch: the share of a batch in the running statistics
+LARGEST_MOMENTUM = 0.5  # above it the share is meant the other way round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +59,26 @@ def read_config(args: Any, task: Any) -> Any:
         source = resolve_model(args.model_name_or_path)
         _refuse_an_adapter(args, source)
         config = AutoConfig.from_pretrained(source, revision=args.model_revision, trust_remote_code=False)
-    if type(config) not in getattr(transformers, task.auto_model)._model_mapping:
+    known = getattr(transformers, task.auto_model)._model_mapping
+    if type(config) not in known:
         raise UserError(
             f"{args.model_name_or_path} is a {config.model_type} network, which has no head for {task.name}. "
             f"Name a checkpoint that {task.auto_model} knows."
         )
+    _refuse_other_inputs(args, task, known[type(config)])
     return config
+
+
+def _refuse_other_inputs(args: Any, task: Any, found: Any) -> None:
+    """Some networks that transformers lists for a task read something else: Perceiver, ImageGPT, ShieldGemma."""
+    needed = "pixel_values" if task.modality == "image" else "input_ids"
+    classes = found if isinstance(found, (list, tuple)) else [found]
+    if not any(needed in inspect.signature(network.forward).parameters for network in classes):
+        takes = ", ".join(list(inspect.signature(classes[0].forward).parameters)[1:4])
+        raise UserError(
+            f"{args.model_name_or_path} is a {classes[0].__name__}, which does not read {needed} as the networks of "
+            f"{task.name} do (it takes {takes}, ...). Name another --model_name_or_path."
+        )
 
 
 def _refuse_an_adapter(args: Any, source: str) -> None:
@@ -80,7 +101,26 @@ def _refuse_an_adapter(args: Any, source: str) -> None:
     raise UserError(f"{name} is an adapter ({adapter.get('peft_type')}){over}, not a network. {' '.join(advice)}")
 
 
-def name_base(args: Any, base: str | None) -> Any:
+def check_adapter_weights(path: str, revision: str = "main") -> None:
+    """Look that an adapter's weights are safetensors; peft would load a pickle, `adapter_model.bin`, in their place.
+
+    Args:
+        path: folder or Hub id of an adapter.
+        revision: of a Hub id.
+
+    Raises:
+        UserError: they are not.
+    """
+    with explained_loading(path):
+        found = cached_file(path, SAFE_WEIGHTS, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if found is None:
+        raise UserError(
+            f"The adapter {path} has no {SAFE_WEIGHTS}. Weights in pickle files (adapter_model.bin) can run code when "
+            "they are loaded, so hftl does not: convert them once, with `save_pretrained` of the loaded adapter."
+        )
+
+
+def name_base(args: Any, base: str | None, commit: str | None = None) -> Any:
     """The `ModelArguments` of a run, naming the network that its adapter sits on.
 
     That is another one than `model_name_or_path` where the run pretrained that first (`pretrain_file`).
@@ -88,12 +128,13 @@ def name_base(args: Any, base: str | None) -> Any:
     Args:
         args: of the run, as its `config.yaml` says.
         base: `base_model_name_or_path` of the adapter.
+        commit: of the Hub that the run has read; a branch may have moved on since.
 
     Raises:
         UserError: the pretrained network was kept in the cache and is gone.
     """
     if args.pretrain_file is None:
-        return args
+        return dataclasses.replace(args, model_revision=commit or args.model_revision)
     if not base or not Path(base).is_dir():
         raise UserError(
             f"The adapter sits on {args.model_name_or_path} after pretraining on {args.pretrain_file}, which was kept "
@@ -133,13 +174,14 @@ def load_pretrained(args: Any, task: Any, config: Any) -> LoadedModel:
 
     Where the configuration asks for more tokens than the checkpoint has, rows are added to the embedding.
     """
-    wanted, present = count_rows(config), count_rows(read_config(args, task))
+    original = read_config(args, task)
+    wanted, present = count_rows(config), count_rows(original)
     if wanted != present:
         config = copy.deepcopy(config)
         config.get_text_config().vocab_size = present
     kept = _list_outside(task, config) if args.quantization != "none" else []
     network, new, mismatched = _load(args, task, config, kept)
-    _refuse_a_new_body(network, new, mismatched, args.model_name_or_path)
+    _refuse_a_new_body(network, new, mismatched, args.model_name_or_path, original)
     started_at_random = {name.rsplit(".", 1)[0] for name in new}
     if args.quantization != "none" and not started_at_random <= set(kept):  # such as a pooler: it has to be trained
         network, new, _ = _load(args, task, config, sorted({*kept, *started_at_random}))
@@ -164,7 +206,7 @@ def _load(args: Any, task: Any, config: Any, kept: list[str]) -> tuple[PreTraine
         keep_layout(network)
     mismatched = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
     if args.quantization != "none":
-        mismatched |= _replace_reshaped(network, build_empty(task, config), kept)
+        mismatched |= _replace_reshaped(network, build_empty(task.auto_model, config), kept)
     return network, frozenset(report["missing_keys"]) | mismatched, mismatched
 
 
@@ -193,14 +235,8 @@ def _replace_reshaped(network: PreTrainedModel, wanted: PreTrainedModel, kept: l
 
 def _list_outside(task: Any, config: Any) -> list[str]:
     """Modules outside the pretrained body of the network that a configuration describes."""
-    network = build_empty(task, config)
+    network = build_empty(task.auto_model, config)
     return [name for name, _ in network.named_children() if f"{name}." != body_prefix(network)]
-
-
-def build_empty(task: Any, config: Any) -> PreTrainedModel:
-    """The network that a configuration describes, without memory for its weights."""
-    with torch.device("meta"):
-        return getattr(transformers, task.auto_model).from_config(config, trust_remote_code=False)
 
 
 def build_random(args: Any, task: Any, config: Any) -> LoadedModel:
@@ -226,6 +262,18 @@ def reset_random_norms(network: nn.Module) -> None:
         is_norm = isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm))
         if is_norm and module.weight is not None and module.weight.unique().numel() > 1:
             module.reset_parameters()
+
+
+def correct_momentum(network: nn.Module) -> None:
+    """Give BatchNorm layers torch's momentum where a class has copied TensorFlow's, which is the share that is kept.
+
+    transformers 5.23 does so in MobileNetV1 (.9997), MobileNetV2 (.997), EfficientNet and ALIGN (.99), whose running
+    statistics then are those of the last batch alone. .1 and not 1 - .9997, which is for millions of steps. The
+    configuration stays as it is: only training reads the momentum.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.momentum or 0) > LARGEST_MOMENTUM:
+            module.momentum = MOMENTUM
 
 
 def apply_overrides(config: Any, overrides: str | None) -> None:
@@ -269,15 +317,16 @@ def body_prefix(network: PreTrainedModel) -> str:
     return f"{prefix}." if hasattr(network, prefix) else ""
 
 
-def _refuse_a_new_body(network: PreTrainedModel, new: frozenset[str], mismatched: set[str], name: str) -> None:
+def _refuse_a_new_body(
+    network: PreTrainedModel, new: frozenset[str], mismatched: set[str], name: str, original: Any
+) -> None:
     prefix = body_prefix(network)
     body = [key for key, _ in network.named_parameters() if key.startswith(prefix)]
     reshaped = sorted(key for key in mismatched if key.startswith(prefix) and not _is_of_classes(network, key))
     if reshaped:
         raise UserError(
             f"{name}: the checkpoint's {reshaped[0]} has another shape here, so it would start at random. "
-            "With --image_size, take a network that accepts any size, or leave the size as it is; "
-            "without, its config.json belongs to other weights."
+            + _explain_shape(*map(_find_image_size, (original, network.config)))
         )
     missing = [key for key in body if key in new]
     if len(missing) > len(body) // 2:
@@ -286,6 +335,22 @@ def _refuse_a_new_body(network: PreTrainedModel, new: frozenset[str], mismatched
         )
     if missing:
         logger.warning("%s: not in the checkpoint, so starting at random: %s", name, ", ".join(missing[:6]))
+
+
+def _find_image_size(config: Any) -> Any:
+    return getattr(
+        config if hasattr(config, "image_size") else getattr(config, "vision_config", None), "image_size", None
+    )
+
+
+def _explain_shape(original: Any, size: Any) -> str:
+    if original == size:
+        return "Its config.json belongs to other weights."
+    side = max(original) if isinstance(original, (list, tuple)) else original
+    return (
+        f"It reads images of {side} pixels, and these have {size}. Give --image_size {side}, or a network that "
+        "accepts any size."
+    )
 
 
 def _is_of_classes(network: PreTrainedModel, key: str) -> bool:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hftl.report import tables
+from hftl.report.escape import escape_line
 from hftl.report.figures import Drawing
 from hftl.report.formats import ScoreFormat, format_any, format_count, format_seconds, is_number
 from hftl.report.style import ArmStyle, Results, build_styles, clean
 
 SIGNS = {"decided": "✓", "undecided": "?", "blocked": "✕"}
-SPECIAL = re.compile(r"([\\`*_\[\]|~#@!$])")
 MAX_ARMS_BESIDE = 8  # a wider table of classes is left to the page
 Styles = Mapping[str, ArmStyle]
 
@@ -44,10 +44,7 @@ def render_markdown(results: Results, drawings: Mapping[str, Drawing], figures_f
 
 def escape(value: Any) -> str:
     """Text that stands for itself: no markup, no HTML, no link, no new line."""
-    line = " ".join(format_any(value).split())
-    line = SPECIAL.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-    # Addresses become links on their own; a zero-width space keeps them text.
-    return re.sub(r"(?i)(https?:|ftp:|www\.)", "\\1\u200b", line)
+    return escape_line(format_any(value))
 
 
 def write_table(table: tables.Table) -> list[str]:

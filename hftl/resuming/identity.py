@@ -65,8 +65,19 @@ def check_checkpoint(args: Arguments) -> None:
         return
     if not find_mode(args.model.mode).is_trained:
         raise UserError(f"--mode {args.model.mode} has no training steps: there is nothing to resume.")
+    _refuse_pickles(Path(checkpoint))
     _compare_runs(args, adapter, Path(checkpoint))
     _compare_files(args, adapter, Path(checkpoint))
+
+
+def _refuse_pickles(checkpoint: Path) -> None:
+    """Weights that can run code when they are loaded; Trainer takes them where there are no others."""
+    found = [name for name in ("adapter_model.bin", "pytorch_model.bin") if (checkpoint / name).is_file()]
+    if found and not any(checkpoint.glob("*.safetensors")):
+        raise UserError(
+            f"{checkpoint} holds its weights in {found[0]}, a pickle file, which can run code when it is loaded. hftl "
+            "goes on from safetensors only: convert it once, with `save_pretrained` of the loaded model."
+        )
 
 
 def check_adapter_of_checkpoint(args: Arguments, network: nn.Module) -> None:

@@ -219,6 +219,10 @@ class Task(ABC):
             args: the `DataArguments`.
         """
 
+    def find_unanswerable(self, rows: dict[str, list], processor: Any, args: Any) -> list[str | None]:
+        """Why rows that could be read cannot become model inputs; None for a good one."""
+        return [None] * len(next(iter(rows.values())))
+
     @abstractmethod
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
         """Canonical input columns of some rows -> model inputs and what `decode` has to know of them."""

@@ -8,6 +8,8 @@ import json
 import logging
 import sys
 import warnings
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -15,12 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import AutoConfig
 
-from hftl.assets import resolve_model
+from hftl.data.faults import leave_out
 from hftl.data.inputs import list_texts
 from hftl.data.labels import IGNORED, LabelInfo
-from hftl.data.language import choose_prompt, read_chat, standardize_language
+from hftl.data.language import read_example, standardize_language
+from hftl.data.roles import choose_prompts
+from hftl.data.templates import fit_chat
 from hftl.data.tokens import (
     SAMPLE_TOKENS,
     Tokens,
@@ -35,13 +38,14 @@ from hftl.errors import UserError
 from hftl.metrics import compute_token_metrics
 from hftl.metrics.base import LANGUAGE
 from hftl.tasks.base import AnswerOptions, Task
-from hftl.tasks.processors import explained_loading, load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
+from hftl.tasks.packing import TokenCollator, keeps_rows_apart
+from hftl.tasks.positions import count_free_positions, count_positions
+from hftl.tasks.processors import load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
 
 logger = logging.getLogger(__name__)
 
 MAX_LENGTH = 1024  # tokens of an example, unless the network reads fewer; what supervised fine-tuning commonly uses
 NUM_SAMPLES = 3  # texts written at the end of a run
-PACKING_TOLERANCE = 1e-4  # of a logit, in float32: networks that keep rows apart differ by 1e-6, others by 0.1
 
 
 class CausalLM(Task):
@@ -68,10 +72,7 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
         return standardize_language(raw, args), LabelInfo(LANGUAGE, ())
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
-        with explained_loading(source):
-            config = AutoConfig.from_pretrained(resolve_model(source), revision=revision, trust_remote_code=False)
-        context = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
-        tokenizer = load_tokenizer(source, revision, args.max_length, default_length=MAX_LENGTH, context=context)
+        tokenizer = load_tokenizer(source, revision, args.max_length, default_length=MAX_LENGTH)
         if tokenizer.eos_token is None:
             raise UserError(f"The tokenizer of {source} has no end token, so what is written would have no end.")
         tokenizer.padding_side = "right"
@@ -93,9 +94,15 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
             columns: dict[str, list] = {name: [] for name in _COLUMNS}
             for index, row_id in enumerate(rows["row_id"]):
-                for tokens in encode({name: rows[name][index] for name in rows}, processor, args.completion_only):
-                    check_marks(tokens, processor, row_id)
-                    _append(columns, row_id, tokens, processor)
+                row = {name: values[index] for name, values in rows.items()}
+                try:
+                    found = encode(row, processor, args.completion_only)
+                    for tokens in found:
+                        check_marks(tokens, processor)
+                except UserError as error:
+                    found = [Tokens([processor.eos_token_id], [False], fault=str(error))]
+                for tokens in found:
+                    _append(columns, row_id, tokens, [*(row.get("unread") or ()), *tokens.unread], processor)
             return columns
 
         key = {
@@ -109,6 +116,7 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
             "transformers": transformers.__version__,
         }
         prepared = map_cached(dataset, tokenize, key, description="Tokenizing")
+        prepared = leave_out(prepared, [fault or None for fault in prepared["fault"][:]], args.on_bad_rows)
         return _drop_unlearnable(prepared, processor, args.on_bad_rows)
 
     def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
@@ -116,7 +124,11 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
             logger.info(
                 "One training row; what is learnt stands in [[ ]]:\n%s", mark_text(rows["train"][0], processor)
             )
-        return {"tokens": {split: _count_tokens(part) for split, part in rows.items()}}
+        unread = {split: _count_unread(part) for split, part in rows.items()}
+        if any(unread.values()):
+            found = dict.fromkeys(name for counts in unread.values() for name in counts)
+            logger.warning("Not read, though rows hold it: %s.", ", ".join(map(repr, found)))
+        return {"tokens": {split: _count_tokens(part) for split, part in rows.items()}, "unread": unread}
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "TokenCollator":
         return TokenCollator(processor.pad_token_id, is_packed=args.packing)
@@ -167,8 +179,9 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
     def canary_row(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """One text, a chat in its template."""
         if "messages" in row:
-            text = processor.apply_chat_template(row["messages"], tokenize=False)
-            return {"messages": json.dumps(row["messages"]), "text": text}
+            chat, _ = fit_chat(row, processor)
+            canary = {"messages": json.dumps(chat.messages), "text": chat.write(processor)}
+            return canary | ({} if chat.tools is None else {"tools": json.dumps(chat.tools)})
         if "completion" in row:
             return {"text": (row["prompt"] or "") + row["completion"]}
         return {"text": row["text"]}
@@ -177,22 +190,22 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
         return standardize_language(datasets.DatasetDict(train=rows), args)["train"]
 
     def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:
-        return choose_prompt(features, args.text_columns)
+        return {name: part for part, name in choose_prompts(features, args.text_columns).items()}
+
+    def find_unanswerable(self, rows: dict[str, list], processor: Any, args: Any) -> list[str | None]:
+        return [_find_fault(row, processor) for row in _list_rows(rows)]
 
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
         """Prompts; a chat up to the assistant's next turn."""
-        if "messages" in rows:
-            prompts = [{"messages": read_chat(chat, "A row")} for chat in rows["messages"]]
-        else:
-            prompts = [{"prompt": text} for text in rows["prompt"]]
-        ids = [encode_prompt(prompt, processor)[-processor.model_max_length :] for prompt in prompts]
+        prompts = (encode_prompt(read_example(row), processor) for row in _list_rows(rows))
+        ids = [tokens[-processor.model_max_length :] for tokens in prompts]
         return {"input_ids": ids, "length": [len(tokens) for tokens in ids]}
 
     def answer(
         self, network: Any, batch: dict[str, torch.Tensor], processor: Any, options: AnswerOptions
     ) -> torch.Tensor:
         """The tokens that the network writes, word by most probable word, int64 [B, T]."""
-        context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+        context = count_positions(network)
         room = max(1, context - options.max_new_tokens) if context else batch["input_ids"].shape[1]
         batch = {name: tensor[:, -room:] for name, tensor in batch.items()}  # padded on the left
         return _write_on(network, batch, processor, options.max_new_tokens)
@@ -222,7 +235,7 @@ def _write_on(network: Any, batch: dict[str, torch.Tensor], processor: Any, max_
 
     A prompt loses its beginning where it would leave no position for what is to be written.
     """
-    positions = _count_positions(network)
+    positions = count_free_positions(network) or sys.maxsize
     max_new_tokens = min(max_new_tokens, max(1, positions // 2))
     batch = {name: values[:, -(positions - max_new_tokens) :] for name, values in batch.items()}  # padded on the left
     ends = {"eos_token_id": processor.eos_token_id, "pad_token_id": processor.pad_token_id}
@@ -234,93 +247,36 @@ def _write_on(network: Any, batch: dict[str, torch.Tensor], processor: Any, max_
     return written[:, width:] if torch.equal(written[:, :width], batch["input_ids"]) else written
 
 
-def _count_positions(network: Any) -> int:
-    """How many tokens a network can look at, without those that an adapter puts in front."""
-    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    adapters = getattr(network, "peft_config", None) or {}
-    return positions - sum(getattr(config, "num_virtual_tokens", None) or 0 for config in adapters.values())
+_COLUMNS = ("row_id", "input_ids", "labels", "length", "num_learnt", "num_bytes", "is_cut", "fault", "unread")
 
 
-_COLUMNS = ("row_id", "input_ids", "labels", "length", "num_learnt", "num_bytes", "is_cut")
+def _list_rows(columns: dict[str, list]) -> Iterable[dict[str, Any]]:
+    return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
 
-class TokenCollator:
-    """Rows padded to the longest, or packed: one after the other without padding, positions from 0 in each.
-
-    Returns:
-        `input_ids`, `labels` int64 [B, T] and `attention_mask`; packed [1, T] and `position_ids` instead.
-    """
-
-    def __init__(self, pad_token_id: int, *, is_packed: bool = False) -> None:
-        self.pad_token_id = pad_token_id
-        self.is_packed = is_packed
-        self.multiple = 8 if torch.cuda.is_available() else 1  # tensor cores want multiples of 8
-
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        if "labels" not in rows[0]:
-            return self.pad_prompts(rows)
-        # Rows to be trained on come with a seed, and only there the batch is all that matters.
-        if self.is_packed and "augmentation_seed" in rows[0]:
-            return self.pack(rows)
-        return self.pad(rows)
-
-    def pad(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """[B, T], padded on the right."""
-        width = -(-max(len(row["input_ids"]) for row in rows) // self.multiple) * self.multiple
-
-        def fill(name: str, value: int) -> torch.Tensor:
-            return torch.tensor([list(row[name]) + [value] * (width - len(row[name])) for row in rows])
-
-        mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
-        inputs = {"input_ids": fill("input_ids", self.pad_token_id), "attention_mask": mask}
-        return inputs | {"labels": fill("labels", IGNORED)}
-
-    def pad_prompts(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """[B, T], padded on the left, where nothing is written."""
-        width = max(len(row["input_ids"]) for row in rows)
-        gaps = [width - len(row["input_ids"]) for row in rows]
-        ids = [[self.pad_token_id] * gap + list(row["input_ids"]) for gap, row in zip(gaps, rows, strict=True)]
-        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
-        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-
-    def pack(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """[1, T]; networks see where a row begins by its position 0, if they get no mask and keep no cache."""
-        return {
-            "input_ids": torch.tensor([[token for row in rows for token in row["input_ids"]]]),
-            "labels": torch.tensor([[label for row in rows for label in row["labels"]]]),
-            "position_ids": torch.tensor([[place for row in rows for place in range(len(row["input_ids"]))]]),
-        }
-
-
-@torch.no_grad()
-def keeps_rows_apart(network: torch.nn.Module, collator: TokenCollator) -> bool:
-    """Whether this network gives two packed rows the logits that it gives them padded, in evaluation and in float32.
-
-    Some families ignore positions, some look at the neighbour while a cache is kept, and prompts stand in front of the
-    first row alone: so the network itself is asked.
-    """
-    size = min(network.config.get_text_config().vocab_size, 1000)
-    rows = [{"input_ids": [(7 * i + 3 * n) % size for i in range(n)], "labels": [IGNORED] * n} for n in (9, 6)]
-    was_training, device = network.training, next(network.parameters()).device
-    network.eval()
+def _find_fault(row: dict[str, Any], tokenizer: Any) -> str | None:
+    """Why a row cannot be gone on from; None for a good one."""
     try:
-        padded, packed = (
-            network(**{k: v.to(device) for k, v in batch.items() if k != "labels"}, use_cache=False).logits.float()
-            for batch in (collator.pad(rows), collator.pack(rows))
-        )
-    finally:
-        network.train(was_training)
-    if packed.shape[1] != sum(len(row["input_ids"]) for row in rows):
-        return False
-    expected = torch.cat([padded[0, :9], padded[1, :6]])
-    return bool((packed[0] - expected).abs().max() <= PACKING_TOLERANCE * max(1.0, expected.abs().max().item()))
+        encode_prompt(read_example(row), tokenizer)
+    except UserError as error:
+        return str(error)
+    return None
 
 
-def _append(columns: dict[str, list], row_id: int, tokens: Tokens, tokenizer: Any) -> None:
+def _append(columns: dict[str, list], row_id: int, tokens: Tokens, unread: list[str], tokenizer: Any) -> None:
     num_bytes = len(decode_learnt(tokens, tokenizer, skip_special_tokens=True).encode())
-    values = (row_id, tokens.ids, tokens.labels, len(tokens.ids), sum(tokens.is_learnt), num_bytes, tokens.is_cut)
+    counts = (len(tokens.ids), sum(tokens.is_learnt), num_bytes)
+    values = (row_id, tokens.ids, tokens.labels, *counts, tokens.is_cut, tokens.fault, json.dumps(unread))
     for name, value in zip(_COLUMNS, values, strict=True):
         columns[name].append(value)
+
+
+def _count_unread(rows: datasets.Dataset) -> dict[str, int]:
+    """Column or field of messages that is not read -> prepared rows that hold it."""
+    counts: Counter[str] = Counter()
+    for names, count in Counter(rows["unread"][:]).items():
+        counts.update(dict.fromkeys(json.loads(names), count))
+    return dict(counts)
 
 
 def _drop_unlearnable(rows: datasets.Dataset, processor: Any, on_bad_rows: str) -> datasets.Dataset:

@@ -17,9 +17,11 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
+from hftl.data.pixels import Range, keep_range, kept_range, measure_range, to_known_rgb, to_rgb
 from hftl.errors import UserError
 from hftl.tasks.base import build_label_tensor
 from hftl.tasks.labelled import LabelledTask
+from hftl.tasks.positions import build_empty
 from hftl.tasks.processors import explained_loading, map_cached
 
 # Share of the image area that a random crop keeps, and the range of its aspect ratio. Light: like resizing to 160 and
@@ -27,7 +29,8 @@ from hftl.tasks.processors import explained_loading, map_cached
 CROPS = {"light": ((0.64, 1.0), (1.0, 1.0)), "strong": ((0.25, 1.0), (3 / 4, 4 / 3))}
 
 LARGEST_IMAGE = 512  # pixels of the longer side of a canary; a larger one is made smaller before anything reads it
-IMAGE_SNIPPET = """inputs = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")
+IMAGE_SNIPPET = """{image}
+inputs = processor(images=image, return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits
 print({answer})"""
@@ -52,12 +55,22 @@ class ImageClassification(LabelledTask):
             set_image_size(processor, args.image_size)
         return processor
 
+    def fit_processor(self, processor: Any, rows: datasets.Dataset, args: Any) -> Any:
+        return fit_range(processor, rows)
+
+    def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
+        return describe_range(processor)
+
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
         return resize_images(rows["image"], processor)
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def resize(rows: dict[str, list]) -> dict[str, list]:
-            return {"row_id": rows["row_id"], "labels": rows["label"], **self.encode(rows, processor, args)}
+            return {
+                "row_id": rows["row_id"],
+                "labels": rows["label"],
+                **resize_images(rows["image"], processor, rows["row_id"]),
+            }
 
         key = {
             "rows": fingerprint,
@@ -72,45 +85,57 @@ class ImageClassification(LabelledTask):
         return ImageCollator(*measure_normalization(processor), augmentation)
 
     def canary_row(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
-        return {"image": encode_image(row["image"])}
+        return {"image": encode_image(row["image"], processor)}
 
     def adjust_config(self, config: Any, processor: Any, info: Any) -> None:
         super().adjust_config(config, processor, info)
-        size = processed_size(processor)
-        if getattr(config, "image_size", size) != size:
-            config.image_size = size
+        fit_image_size(config, self.auto_model, processor)
 
 
-def encode_image(image: Image.Image) -> bytes:
-    """A PNG of at most `LARGEST_IMAGE` pixels a side, for a canary."""
-    image = to_rgb(image)
+def fit_range(processor: Any, rows: datasets.Dataset) -> Any:
+    """The processor, which carries the range of the images of train where they have more than 8 bits."""
+    keep_range(processor, measure_range(rows))
+    return processor
+
+
+def describe_range(processor: Any) -> dict[str, Any]:
+    """What the run record says of the scale of the pixels; nothing where all have 8 bits."""
+    pixel_range = kept_range(processor)
+    return {} if pixel_range is None else {"pixel_range": list(pixel_range)}
+
+
+def encode_image(image: Image.Image, processor: Any) -> bytes:
+    """A PNG of 8 bits and at most `LARGEST_IMAGE` pixels a side, for a canary."""
+    image = to_rgb(image, kept_range(processor))
     image.thumbnail((LARGEST_IMAGE, LARGEST_IMAGE), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
-def resize_images(images: list[Image.Image], processor: Any) -> dict[str, list]:
-    """What the processor makes of images, as uint8 before its normalization: `pixels`, `height`, `width`."""
+def resize_images(images: list[Image.Image], processor: Any, row_ids: list[int] | None = None) -> dict[str, list]:
+    """What the processor makes of images, as uint8 before its normalization: `pixels`, `height`, `width`.
+
+    Raises:
+        UserError: an image has another depth than those of train; its row is named.
+    """
     scale, shift = measure_normalization(processor)
-    pixels = np.asarray(processor([to_rgb(image) for image in images], return_tensors="np")["pixel_values"])
+    images = _read_images(images, kept_range(processor), row_ids or list(range(len(images))))
+    pixels = np.asarray(processor(images, return_tensors="np")["pixel_values"])
     pixels = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale).clip(0, 255).astype(np.uint8)  # [B, H, W, 3]
     height, width = pixels.shape[1:3]
     size = {"height": [height] * len(images), "width": [width] * len(images)}
     return {"pixels": [p.tobytes() for p in pixels], **size}
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode -> RGB; transparency is laid on white, 16-bit grayscale is scaled to 8 bits."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float32)
-        top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-6)
-        image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+def _read_images(images: list[Image.Image], pixel_range: Range | None, row_ids: list[int]) -> list[Image.Image]:
+    read = []
+    for row_id, image in zip(row_ids, images, strict=True):
+        try:
+            read.append(to_known_rgb(image, pixel_range))
+        except UserError as error:
+            raise UserError(f"row_id {row_id} is {error}.") from error
+    return read
 
 
 def set_image_size(processor: Any, size: int) -> None:
@@ -127,6 +152,31 @@ def processed_size(processor: Any) -> int:
     """Height in pixels of what the processor gives for a square image."""
     blank = Image.new("RGB", (64, 64))
     return np.asarray(processor(blank, return_tensors="np")["pixel_values"]).shape[-2]
+
+
+def fit_image_size(config: Any, auto_model: str, processor: Any) -> None:
+    """Let a network read what the processor gives, unless it does so as it is: many interpolate their positions.
+
+    Those keep their size, which their table of positions has: DINOv2 says 518 and is used at 224.
+    """
+    holder = config if hasattr(config, "image_size") else getattr(config, "vision_config", config)  # that of CLIP
+    old, batch = getattr(holder, "image_size", None), processor(Image.new("RGB", (64, 64)), return_tensors="np")
+    height, width = np.asarray(batch["pixel_values"]).shape[-2:]
+    sides = list(old) if isinstance(old, (list, tuple)) else [old, old]
+    if old is None or sides == [height, width] or reads_size(config, auto_model, height, width):
+        return
+    is_pair = isinstance(old, (list, tuple)) or height != width
+    holder.image_size = [height, width] if is_pair else height
+
+
+def reads_size(config: Any, auto_model: str, height: int, width: int) -> bool:
+    """Whether the network that a configuration describes takes images of this size: it is asked, without weights."""
+    try:
+        network = build_empty(auto_model, config).eval()
+        network(pixel_values=torch.empty(1, 3, height, width, device="meta"))
+    except (ValueError, RuntimeError, TypeError, AssertionError):  # a check of its own, or shapes that do not fit
+        return False
+    return True
 
 
 def measure_normalization(processor: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hftl.data.columns import choose_columns, choose_inputs, standardize_columns
+from hftl.data.columns import choose_columns, choose_inputs, read_whole_numbers, standardize_columns
 from hftl.data.label_columns import join_label_columns
 from hftl.data.labels import (
     MULTI,
@@ -51,6 +51,7 @@ class LabelledTask(Task):
 
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
         rows = self._choose(datasets.DatasetDict(train=rows), args, info.problem_type)["train"]
+        rows = rows if info.problem_type == REGRESSION else read_whole_numbers(rows)
         if args.only_labels:  # as in training: rows of other classes are no part of what was asked
             rows = keep_labels(datasets.DatasetDict(evaluated=rows), args.only_labels)["evaluated"]
         name = "the new data"

@@ -23,8 +23,10 @@ from hftl.tasks.box_losses import FAMILIES, expose_layers, sum_sigmoid_loss
 from hftl.tasks.image_classification import (
     CROPS,
     ImageCollator,
+    describe_range,
     draw_crops,
     encode_image,
+    fit_range,
     measure_normalization,
     processed_size,
     resize_images,
@@ -34,7 +36,7 @@ from hftl.tasks.processors import explained_loading, map_cached
 
 NO_BOX = -1.0  # class of the one label that an image without boxes has: it counts, and is no box
 SMALLEST_PART = 0.25  # of a box's area that a crop must leave for it to be still learnt
-SNIPPET = """image = Image.open("photo.png").convert("RGB")
+SNIPPET = """{image}
 with torch.no_grad():
     outputs = model(**processor(images=image, return_tensors="pt"))
 size = (image.height, image.width)
@@ -82,11 +84,17 @@ class ObjectDetection(Task):
         processor.do_pad = False
         return processor
 
+    def fit_processor(self, processor: Any, rows: datasets.Dataset, args: Any) -> Any:
+        return fit_range(processor, rows)
+
+    def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
+        return describe_range(processor)
+
     def read_labels(self, config: Any) -> LabelInfo:
         return LabelInfo(self.name, tuple(config.id2label[index] for index in range(config.num_labels)))
 
     def canary_row(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
-        return {"image": encode_image(row["image"])}
+        return {"image": encode_image(row["image"], processor)}
 
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
         sizes = {"image_height": [i.height for i in rows["image"]], "image_width": [i.width for i in rows["image"]]}
@@ -99,7 +107,7 @@ class ObjectDetection(Task):
                 "row_id": rows["row_id"],
                 "corners": [part.ravel().tolist() for part in shares],
                 "classes": rows["classes"],
-                **resize_images(rows["image"], processor),
+                **resize_images(rows["image"], processor, rows["row_id"]),
             }
 
         key = {

@@ -71,20 +71,18 @@ def _explain_loading(name: str, error: BaseException) -> str:
     return f"Cannot load {name}: {error}"
 
 
-def load_tokenizer(
-    source: str, revision: str, max_length: int | None, *, default_length: int, context: int | None = None
-) -> Any:
+def load_tokenizer(source: str, revision: str, max_length: int | None, *, default_length: int) -> Any:
     """A tokenizer that can pad, and cuts a text after `max_length` tokens.
 
     Args:
         source: Hub id, folder or bundled:NAME.
         revision: Hub revision.
-        max_length: as asked for; None: `default_length`, or less where the network reads less.
+        max_length: as asked for; None: `default_length`, or less where the tokenizer says so. `models.length` sees
+            to it that the network reads as many.
         default_length: tokens.
-        context: tokens that the network reads, where it says more about that than its tokenizer does.
 
     Raises:
-        UserError: there is none, or `max_length` is more than the network reads.
+        UserError: there is none.
     """
     with explained_loading(source):
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(source), revision=revision, trust_remote_code=False)
@@ -92,10 +90,7 @@ def load_tokenizer(
         raise UserError(f"{source} has no tokenizer files, so every text would read the same. Add them to it.")
     if tokenizer.pad_token is None:  # GPT-2, Llama: padding is masked, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
-    limit = min(tokenizer.model_max_length, context or tokenizer.model_max_length)
-    if max_length and max_length > limit:
-        raise UserError(f"--max_length is {max_length}, but {source} reads at most {limit} tokens.")
-    tokenizer.model_max_length = max_length or min(limit, default_length)
+    tokenizer.model_max_length = max_length or min(tokenizer.model_max_length, default_length)
     return tokenizer
 
 

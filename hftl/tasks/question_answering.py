@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import transformers
 from transformers import PreTrainedTokenizerFast
 
+from hftl.data.faults import leave_out
 from hftl.data.labels import LabelInfo
 from hftl.data.spans import choose_question, find_fault, standardize_questions
 from hftl.errors import UserError
@@ -69,7 +70,10 @@ print(context[places[first][0] : places[last][1]])"""
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag} is about rows with one label; --task {self.name} has answers.")
         splits = standardize_questions(raw, args)
-        names = (ANSWER, NO_ANSWER) if not all(splits["train"]["answers"][:]) else (ANSWER,)
+        train = splits["train"]
+        faults = train["fault"][:] if "fault" in train.column_names else [None] * len(train)
+        has_none = any(not found and not fault for found, fault in zip(train["answers"][:], faults, strict=True))
+        names = (ANSWER, NO_ANSWER) if has_none else (ANSWER,)
         return splits, LabelInfo(self.name, names)
 
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
@@ -95,8 +99,10 @@ print(context[places[first][0] : places[last][1]])"""
             config.pad_token_id = processor.pad_token_id
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
+        dataset = leave_out(dataset, find_long_questions(dataset["text"][:], processor), args.on_bad_rows)
+
         def tokenize(rows: dict[str, list]) -> dict[str, list]:
-            columns = cut_windows(rows["text"], rows["text_pair"], rows["row_id"], processor)
+            columns = cut_windows(rows["text"], rows["text_pair"], processor)
             seen: set[int] = set()
             new: dict[str, list] = {name: [] for name in ("row_id", "labels", "context", "answers")}
             for index, row in enumerate(columns["row"]):
@@ -171,8 +177,11 @@ print(context[places[first][0] : places[last][1]])"""
     def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:
         return choose_question(features, args.text_columns)
 
+    def find_unanswerable(self, rows: dict[str, list], processor: Any, args: Any) -> list[str | None]:
+        return find_long_questions(rows["text"], processor)
+
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
-        columns = cut_windows(rows["text"], rows["text_pair"], range(len(rows["text"])), processor)
+        columns = cut_windows(rows["text"], rows["text_pair"], processor)
         return columns | {"context": [rows["text_pair"][row] for row in columns["row"]]}
 
     def decode(
@@ -200,23 +209,25 @@ print(context[places[first][0] : places[last][1]])"""
 # --- windows
 
 
-def cut_windows(
-    questions: Sequence[str], contexts: Sequence[str], row_ids: Sequence[int], tokenizer: Any
-) -> dict[str, list]:
-    """Model inputs: which `row` each window is of, and for each token the characters that it stands for, or -1.
-
-    Raises:
-        UserError: a question leaves next to no room for its context.
-    """
+def find_long_questions(questions: Sequence[str], tokenizer: Any) -> list[str | None]:
+    """Which questions leave next to no room for their context, and what to do; None for the others."""
     size = tokenizer.model_max_length
     room = size - tokenizer.num_special_tokens_to_add(pair=True)
     lengths = [len(ids) for ids in tokenizer(list(questions), add_special_tokens=False).input_ids]
-    for length, row_id in zip(lengths, row_ids, strict=True):
-        if length > room - MIN_ROOM:
-            raise UserError(
-                f"The question of row {row_id} has {length} tokens, which leaves less than {MIN_ROOM} of {size} for "
-                f"its context. Give --max_length {length + MIN_ROOM + size - room} or more, or shorten it."
-            )
+    return [
+        f"a question of {length} tokens, which leaves less than {MIN_ROOM} of {size} for its context; give "
+        f"--max_length {length + MIN_ROOM + size - room} or more, or shorten it"
+        if length > room - MIN_ROOM
+        else None
+        for length in lengths
+    ]
+
+
+def cut_windows(questions: Sequence[str], contexts: Sequence[str], tokenizer: Any) -> dict[str, list]:
+    """Model inputs: which `row` each window is of, and for each token the characters that it stands for, or -1."""
+    size = tokenizer.model_max_length
+    room = size - tokenizer.num_special_tokens_to_add(pair=True)
+    lengths = [len(ids) for ids in tokenizer(list(questions), add_special_tokens=False).input_ids]
     encoded = tokenizer(
         list(questions),
         list(contexts),

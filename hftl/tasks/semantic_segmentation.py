@@ -18,7 +18,8 @@ from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
 from hftl.data.labels import IGNORED, LabelInfo
-from hftl.data.masks import IGNORED_PIXEL, check_masks, choose_image, name_classes, read_masks, to_classes
+from hftl.data.mask_numbers import IGNORED_PIXEL, to_classes
+from hftl.data.masks import check_masks, choose_image, coding_of, name_classes, read_masks
 from hftl.errors import UserError
 from hftl.metrics.segmentation import (
     PIXEL_COUNTS,
@@ -31,8 +32,10 @@ from hftl.tasks.base import AnswerOptions, Score, Task
 from hftl.tasks.image_classification import (
     CROPS,
     ImageCollator,
+    describe_range,
     draw_crops,
     encode_image,
+    fit_range,
     measure_normalization,
     processed_size,
     resize_images,
@@ -40,7 +43,7 @@ from hftl.tasks.image_classification import (
 )
 from hftl.tasks.processors import explained_loading, map_cached
 
-SNIPPET = """image = Image.open("photo.png").convert("RGB")
+SNIPPET = """{image}
 with torch.no_grad():
     outputs = model(**processor(images=image, return_tensors="pt"))
 size = (image.height, image.width)
@@ -75,7 +78,7 @@ class SemanticSegmentation(Task):
 
     def read_known(self, rows: datasets.Dataset, args: Any, info: LabelInfo) -> datasets.Dataset:
         rows = read_masks(datasets.DatasetDict(train=rows), args)["train"]
-        return check_masks(rows, "the new data", info.num_labels, args)[0]
+        return check_masks(rows, "the new data", coding_of(args), args, info.num_labels)[0]
 
     def load_processor(self, source: str, revision: str, args: Any) -> Any:
         with explained_loading(source):
@@ -89,21 +92,29 @@ class SemanticSegmentation(Task):
             setattr(processor, name, False)
         return processor
 
+    def fit_processor(self, processor: Any, rows: datasets.Dataset, args: Any) -> Any:
+        return fit_range(processor, rows)
+
+    def describe_rows(self, rows: dict[str, datasets.Dataset], processor: Any, args: Any) -> dict[str, Any]:
+        return describe_range(processor)
+
     def read_labels(self, config: Any) -> LabelInfo:
         return LabelInfo(self.name, tuple(config.id2label[index] for index in range(config.num_labels)))
 
     def canary_row(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
-        return {"image": encode_image(row["image"])}
+        return {"image": encode_image(row["image"], processor)}
 
     def encode(self, rows: dict[str, list], processor: Any, args: Any) -> dict[str, list]:
         sizes = {"image_height": [i.height for i in rows["image"]], "image_width": [i.width for i in rows["image"]]}
         return resize_images(rows["image"], processor) | sizes
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
+        coding = coding_of(args)
+
         def resize(rows: dict[str, list]) -> dict[str, list]:
-            pixels = resize_images(rows["image"], processor)
+            pixels = resize_images(rows["image"], processor, rows["row_id"])
             side = (pixels["width"][0], pixels["height"][0])
-            masks = [_resize(to_classes(mask, is_reduced=args.reduce_labels), side) for mask in rows["mask"]]
+            masks = [_resize(to_classes(mask, coding), side) for mask in rows["mask"]]
             return {"row_id": rows["row_id"], "classes": [mask.tobytes() for mask in masks], **pixels}
 
         key = {
@@ -111,6 +122,7 @@ class SemanticSegmentation(Task):
             "processor": processor.to_json_string(),
             "backend": type(processor).__name__,
             "reduce_labels": args.reduce_labels,
+            "values": coding.values,
             "transformers": transformers.__version__,
         }
         return map_cached(dataset, resize, key, batch_size=64, description="Resizing images and masks")

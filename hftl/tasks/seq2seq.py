@@ -20,6 +20,7 @@ from hftl.errors import UserError
 from hftl.metrics.rows import linearize
 from hftl.metrics.written import score_corpus, score_rows
 from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.tasks.positions import count_positions
 from hftl.tasks.processors import load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
 
 MAX_LENGTH = 512  # tokens of an input and of a target, unless the network reads fewer
@@ -154,6 +155,7 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
     def _generate(self, network: Any, batch: dict[str, torch.Tensor], processor: Any, limit: int) -> torch.Tensor:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         ends = {"eos_token_id": processor.eos_token_id, "pad_token_id": processor.pad_token_id}
+        limit = min(limit, (count_positions(network) or limit + 1) - 1)  # of the decoder, which starts with a mark
         lengths = {"max_new_tokens": limit, "max_length": None, "min_length": 0}
         return network.generate(**inputs, do_sample=False, num_beams=self._num_beams, **lengths, **ends)
 

@@ -57,11 +57,14 @@ def test_given_columns_win_over_guesses():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"text_columns": ["txt"]}, "Unknown column 'txt'. Did you mean 'text'.* Valid: label, text.*--text_columns"),
+        (
+            {"text_columns": ["txt"]},
+            "'txt'. Did you mean 'text'.* Valid: 'label', 'text'.*--text_columns",
+        ),
         ({"label_column": "labl"}, "Unknown column 'labl'. Did you mean 'label'.*--label_column"),
         ({"text_columns": ["text", "label"]}, "'label' is the label; it cannot be a text"),
         ({"text_columns": ["text", "text"]}, "one or two different columns"),
-        ({"text_columns": ["text", "a", "b"]}, "one or two different columns; found text, a, b"),
+        ({"text_columns": ["text", "a", "b"]}, "one or two different columns; found 'text', 'a', 'b'"),
     ],
 )
 def test_wrong_names_are_refused(given, message):
@@ -77,16 +80,20 @@ def test_a_wrong_image_column_is_refused():
 @pytest.mark.parametrize(
     "features, modality, message",
     [
-        ({"text": STRING, "n": INTEGER}, "text", "columns text, n no column looks like the label.*--label_column X"),
-        ({"text": STRING, "class": STRING, "topic": STRING}, "text", r"could be the label \(class; topic\)"),
+        (
+            {"text": STRING, "n": INTEGER},
+            "text",
+            "'text', 'n' no column looks like the label.*--label_column X",
+        ),
+        ({"text": STRING, "class": STRING, "topic": STRING}, "text", r"could be the label \('class'; 'topic'\)"),
         ({"label": INTEGER, "n": INTEGER}, "text", r"no column looks like the text.*`--text_columns A \[B\]`"),
-        ({"a": STRING, "b": STRING, "label": INTEGER}, "text", r"several columns could be the text \(a; b\)"),
+        ({"a": STRING, "b": STRING, "label": INTEGER}, "text", r"several columns could be the text \('a'; 'b'\)"),
         (
             {"text": STRING, "premise": STRING, "hypothesis": STRING, "label": INTEGER},
             "text",
-            r"could be the text \(premise hypothesis; text\)",
+            r"could be the text \('premise', 'hypothesis'; 'text'\)",
         ),
-        ({"a": IMAGE, "b": IMAGE, "label": INTEGER}, "image", r"could be the image \(a; b\).*--image_column X"),
+        ({"a": IMAGE, "b": IMAGE, "label": INTEGER}, "image", r"could be the image \('a'; 'b'\).*--image_column X"),
         ({"photo": STRING, "label": INTEGER}, "image", "no column looks like the image"),
     ],
 )

@@ -8,9 +8,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hftl.config import DataArguments
 from hftl.data import load
 from hftl.data.load import compute_fingerprint, load_splits
+from hftl.data.stream import open_stream
 from hftl.errors import UserError
+from hftl.examples import load_rows
 
 
 @pytest.fixture(autouse=True)
@@ -177,10 +180,52 @@ def test_split_files_are_used_and_replace_those_of_a_dataset(tmp_path):
     assert splits["test"].to_list() == [{"label": "x", "text": "other"}]
 
 
-def test_different_columns_of_splits_are_refused(tmp_path):
-    path, other = write(tmp_path / "a.csv", CSV), write(tmp_path / "b.csv", "text,target\na,x\n")
-    with pytest.raises(UserError, match="Columns differ: train has label, text; test has target, text"):
-        load_splits(arguments(train_file=path, test_file=other))
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        (CSV, "id,text,label,annotator\n1,z,x,ann\n", {"text": "z", "label": "x"}),
+        ("Unnamed: 0,text,label\n0,a,x\n1,b,y\n", "text,label\nz,x\n", {"text": "z", "label": "x"}),
+        ("text,label,stars\na,x,1\nb,y,2\n", "label,when,text\nx,2020,z\n", {"text": "z", "label": "x"}),
+    ],
+)
+def test_a_column_of_one_split_alone_is_no_error(tmp_path, train, test, expected):
+    paths = {"train_file": write(tmp_path / "a.csv", train), "test_file": write(tmp_path / "b.csv", test)}
+    splits = load_splits(arguments(**paths))
+    (row,) = splits["test"].to_list()
+    assert {name: row[name] for name in expected} == expected
+    assert splits["test"].features == splits["train"].features
+    assert [name for name in row if row[name] is None] == sorted(set(row) - set(expected))
+
+
+def test_a_column_that_is_read_and_that_a_split_has_not_is_named(tmp_path):
+    train = write(tmp_path / "a.csv", CSV)
+    for test, message in (
+        ("text,target\na,x\n", "test split has no labels.*test has no 'label'"),
+        ("body,label\na,x\n", "test split has no column 'text'"),
+        ("text\na\n", "test split has no labels"),
+    ):
+        path = write(tmp_path / "b.csv", test)
+        with pytest.raises(UserError, match=message):
+            load_rows(DataArguments(train_file=str(train), test_file=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [("0 1 0", "1.0 0.0", [1, 0]), ("1.0 2.0", "2 1", [2, 1]), ("3 4 5", "5. 3", [5, 3])],
+)
+def test_whole_numbers_of_one_split_are_integers_in_all(tmp_path, train, test, expected):
+    files = {}
+    for split, labels in (("train_file", train), ("test_file", test)):
+        rows = "".join(f"t{i},{label}\n" for i, label in enumerate(labels.split()))
+        files[split] = write(tmp_path / f"{split}.csv", "text,label\n" + rows)
+    rows = load_splits(arguments(**files))["test"]
+    assert (rows["label"][:], rows.features["label"].dtype) == (expected, "int64")
+
+
+def test_numbers_stay_as_they_are_written_where_another_split_has_words(tmp_path):
+    train = write(tmp_path / "a.csv", "text,label\nwords,x\nmore,y\n")
+    test = write(tmp_path / "b.csv", "text,label\n1.50,x\n007.10,y\n+3,x\n")
+    assert load_splits(arguments(train_file=train, test_file=test))["test"]["text"][:] == ["1.50", "007.10", "+3"]
 
 
 def test_splits_get_one_type_a_column(tmp_path):
@@ -394,3 +439,82 @@ def test_fingerprint_counts_an_image_by_its_bytes(tmp_path):
         for image in images
     ]
     assert prints[0] == prints[1] == prints[2] != prints[3]
+
+
+@pytest.mark.parametrize("width", [30, 100, 500])
+def test_what_is_said_of_a_wide_table_is_short(tmp_path, width):
+    names = [f"column number {index}" for index in range(width)]
+    path = write(tmp_path / "a.csv", ",".join(names) + "\n" + ",".join(["x"] * width) + "\n")
+    with pytest.raises(UserError, match="'column number 0', 'column number 1'.* more no column looks like") as refused:
+        load_rows(DataArguments(train_file=str(path)))
+    assert len(str(refused.value)) <= 2000
+
+
+@pytest.mark.parametrize(
+    ("content", "layout"),
+    [
+        ({"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}, "of columns or rows by their names"),
+        ({"0": {"text": "a", "label": "x"}, "1": {"text": "b", "label": "y"}}, "of columns or rows by their names"),
+        ({"columns": ["text", "label"], "index": [0], "data": [["a", "x"]]}, "of columns and data"),
+        ({"version": "1.0", "data": ROWS}, "with the rows inside"),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_table_that_is_one_json_object_is_refused_by_every_reader(tmp_path, content, layout, indent):
+    path = write(tmp_path / "a.json", json.dumps(content, indent=indent))
+    for read in (lambda: read_train(path), lambda: open_stream(str(path), arguments(), "text")):
+        with pytest.raises(UserError, match=f"a.json is one object {layout}.*expected a list of rows or one object a"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "a", "label": "x"}, {"messages": [{"role": "user", "content": "a"}]}, {"data": "a", "n": {"b": 1}}],
+)
+def test_one_json_row_is_a_row(tmp_path, row):
+    assert len(read_train(write(tmp_path / "a.jsonl", json.dumps(row)))) == 1
+
+
+def test_the_line_that_is_not_json_is_named(tmp_path):
+    for content, line in (('{"text": "a"},\n{"text": "b"}\n', 1), ('{"text": "a"}\n{"text": \n', 2)):
+        with pytest.raises(UserError, match=f"Cannot read .*a.jsonl as jsonl: line {line}: "):
+            read_train(write(tmp_path / "a.jsonl", content))
+
+
+def test_images_without_a_task_are_recognized(tmp_path):
+    for name in ("dog/b.png", "cat/a.png"):
+        write_image(tmp_path / name)
+    with pytest.raises(UserError, match="'image' holds images and no column holds texts.*--task image-classification"):
+        load_rows(DataArguments(dataset=str(tmp_path)))
+
+
+def test_texts_that_are_decimals_are_not_read_as_numbers_without_asking(tmp_path):
+    path = str(write(tmp_path / "a.csv", "text,label\n1.50,x\n2.0,y\n3,x\n4.10,y\n"))
+    with pytest.raises(UserError, match="1.50 would be read as 1.5; .*--text_columns text"):
+        load_rows(DataArguments(train_file=path))
+    splits, _ = load_rows(DataArguments(train_file=path, text_columns=["text"]))
+    assert splits["train"]["text"][:] == ["1.50", "2.0", "3", "4.10"]
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "lost"),
+    [
+        ("question-answering", {"question": "who?", "context": "a b", "answers": ["a"]}, "answers"),
+        ("seq2seq", {"source": "a", "target": "b"}, "target"),
+        ("causal-lm", {"prompt": "a", "completion": "b"}, "completion"),
+        (
+            "causal-lm",
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            "messages",
+        ),
+        ("token-classification", {"tokens": ["a"], "ner_tags": ["O"]}, "ner_tags"),
+        ("text-classification", {"text": "a", "label": "x"}, "label"),
+        ("text-classification", {"text": "a", "label": ["x", "y"]}, "label"),
+    ],
+)
+def test_every_task_refuses_a_split_without_what_is_learnt(tmp_path, task, row, lost):
+    train = write(tmp_path / "train.jsonl", f"{json.dumps(row)}\n" * 3)
+    others = {**{name: value for name, value in row.items() if name != lost}, "more": 1}
+    test = write(tmp_path / "test.jsonl", f"{json.dumps(others)}\n" * 3)
+    with pytest.raises(UserError, match=f"test.*{lost}"):
+        load_rows(DataArguments(task=task, train_file=str(train), test_file=str(test)))

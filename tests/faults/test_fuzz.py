@@ -19,11 +19,11 @@ from PIL import Image
 
 from hftl.config import flag_names, parse_args
 from hftl.data.inputs import look_at
+from hftl.data.pixels import to_rgb
 from hftl.data.similarity import group_images, group_texts
 from hftl.errors import UserError
 from hftl.examples import load_examples
 from hftl.tasks import build_task
-from hftl.tasks.image_classification import to_rgb
 
 # The readers of `datasets` 5.2 leave a broken file open until Python collects it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

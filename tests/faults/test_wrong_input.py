@@ -124,7 +124,7 @@ def test_no_model_and_two_sources_of_data(refused, shared, capsys):
 def test_a_missing_column_lists_those_there_are(refused, flag):
     message = refused(flag, "lable")
 
-    assert message == f"Unknown column 'lable'. Did you mean 'label'? Valid: label, text. Correct {flag}."
+    assert message == f"Unknown column 'lable'. Did you mean 'label'? Valid: 'label', 'text'. Correct {flag}."
 
 
 ANIMALS = ("a cat,animal", "a dog,animal", "a fur,animal")
@@ -143,7 +143,7 @@ SOUND = ("text,label", *ANIMALS, *MOTIONS)
         ((*SOUND, ",motion", " ,motion", ",animal"), None, r"empty text \(row_id \d.*--on_bad_rows skip"),
         ((*SOUND, "a paw,"), None, r"row_id 6"),
         (("text,label", ANIMALS[0], MOTIONS[0]), None, r"too few to hold out a validation split.*--validation_file"),
-        (("a,b,label", "a cat,x,0", "a run,y,1"), None, r"\(a; b\); say which with `--text_columns"),
+        (("a,b,label", "a cat,x,0", "a run,y,1"), None, r"\('a'; 'b'\); say which with `--text_columns"),
         ((*SOUND, "a, paw,animal"), None, r"Cannot read train.csv as csv: .*Expected 2 fields in line 8, saw 3"),
     ],
     ids=["train", "test", "one class", "unseen", "float", "empty", "no label", "validation", "columns", "quotes"],

@@ -1,14 +1,17 @@
 """The model card: valid metadata with intervals, tables, licences, and nothing of this machine."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
 from hftl.errors import UserError
-from hftl.hub.card import Licences, describe_licences, read_comparison, render_card
+from hftl.hub.card import Licences, describe_licences, describe_vocabulary, read_comparison, render_card
 from hftl.hub.licences import find_licence
+from hftl.hub.names import name_of
+from hftl.hub.seal import is_as_written, seal
 from hftl.hub.stage import Base, Staged, is_local
 from hftl.records import RunRecord
 from hftl.tasks import build_task
@@ -47,9 +50,95 @@ def test_the_metadata_are_valid_and_hold_the_scores(kind, make_run):
 @pytest.mark.parametrize("kind", ["text-full", "image-peft", "lm-peft"])
 def test_no_path_of_this_machine_and_no_token_is_in_it(kind, make_run, published_files):
     staged = as_staged(make_run(kind), Base("org/base", "a" * 40))
-    staged.record.config["secret"] = "hf_" + "a" * 34
+    staged.record.config["optim"] = "hf_" + "a" * 34
     text = render_card(staged, KNOWN)
     assert str(published_files) not in text and "hf_aaa" not in text and "hf_[redacted]" in text
+
+
+PATHS = (
+    *("/gpfs/alice/train.csv", "/nfs/alice/train.csv", "/lustre/alice/my data/train.csv", "~alice/train.csv"),
+    *("~/alice/train.csv", r"\\server\alice\train.csv", r"C:\Users\alice\train.csv", "D:/alice/train.csv"),
+    *("s3://alice:password@bucket/alice/train.csv", "file:///home/alice/train.csv", "../alice/train.csv"),
+    *("https://alice:password@example.org/alice/train.csv?X-Amz-Signature=abc", "hdfs://alice/x/train.csv"),
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_of_a_path_of_any_machine_only_the_name_of_the_file_is_shown(path, make_run):
+    staged = as_staged(make_run("text-full"))
+    staged.record.data["source"] = staged.record.model["name"] = path
+    names = ("train_file", "output_dir", "pretrain_file", "run_name", "deepspeed", "label_column", "adapter_config")
+    staged.record.config |= dict.fromkeys(names, path) | {"text_columns": [path], "logging_dir": path}
+    text = render_card(staged, Licences())
+    assert "train.csv" in text
+    assert [word for word in ("alice", "password", "server", "bucket", "Signature", "hdfs") if word in text] == []
+    assert check_card(text) == [] and "| `run_name` |" not in text and "| `max_steps` | `3` |" in text
+
+
+@pytest.mark.parametrize("path", ["~alice", "~", "s3://alice:password@bucket", "https://alice.example.org"])
+def test_a_user_or_a_host_is_no_name_of_data(path):
+    assert name_of(path) == "data"
+
+
+NAMES = (
+    *("x\n# Heading", "x\r\n\r\n## Heading", "x\u2028# Heading", "x\x85# Heading"),
+    *("<script>alert(1)</script>", "<img src=x onerror=y>", "![x](https://example.org/x.png)", "[x](javascript:y)"),
+    *("x\n---\nlicense: mit\n---\n", "x`\n```\n# Heading", "a|b|c", "</td></table>", "x -->\n# Heading"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_of_a_file_or_a_label_adds_nothing_to_a_card(name, make_run):
+    """Headings, HTML, keys of the metadata: there are no more of them than with a harmless name."""
+
+    def render(name):
+        staged = as_staged(make_run("text-full"))
+        staged.record.data |= {"source": f"/tmp/{name}.csv", "label_names": [name, "animal", "motion"]}
+        staged.record.model["name"] = f"/tmp/{name}"
+        per_class = staged.record.metrics["test"]["per_class"]
+        per_class[name] = per_class.pop("animal")
+        staged.record.config["optim"] = name
+        return render_card(staged, Licences())
+
+    def outline(card):
+        data = ModelCard(card).data.to_dict()
+        lines = [line.split("|") for line in card.splitlines()]
+        headings = [line for line in card.splitlines() if line.startswith(("#", "---", "```"))]
+        return sorted(data), data["tags"], headings, len(lines), [len(cells) for cells in lines if cells[0] == ""]
+
+    card, harmless = render(name), render("plain")
+    assert outline(card.replace("\\|", "")) == outline(harmless)
+    spans = re.sub(r"`[^`]*`", "", card.replace("\\`", ""))  # what is in a code span is shown as it is
+    assert not re.search(r"<(?!!-- written by hftl)[a-z/!]", spans.partition("\n---\n")[2])
+    assert not re.search(r"(?<!\\)\]\((?!https://hf)", spans)
+
+
+def test_a_card_is_as_written_until_a_letter_changes(make_run):
+    card = render_card(as_staged(make_run("text-full")), KNOWN)
+    assert is_as_written(card) and is_as_written(card.replace("\n", "\r\n")) and is_as_written(card + "\n")
+    assert not any(map(is_as_written, (card.replace("mit", "MIT", 1) + "x", card + "x", "", card[1:], card.upper())))
+    assert seal(card) == card
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_vocabulary_that_was_made_from_private_texts_is_told(make_run, is_own):
+    changes = {"config": {"tokenizer_vocab_size": 500, "mode": "scratch"}} if is_own else {}
+    staged = as_staged(make_run("text-scratch"), **changes)
+    assert ("words and parts of words that occur in them" in render_card(staged, KNOWN)) is is_own
+    assert (describe_vocabulary(staged) is not None) is is_own
+
+
+def test_a_vocabulary_is_told_of_where_the_base_made_it(make_run, tmp_path):
+    first = as_staged(make_run("text-scratch"), config={"tokenizer_vocab_size": 500}).record
+    first.write(tmp_path / "first")
+    second = as_staged(make_run("text-full"))
+    assert describe_vocabulary(second) is None
+    second.record.model["name"] = str(tmp_path / "first")
+    assert "made from the training texts" in describe_vocabulary(second)
+    first.config = {}
+    first.model["name"] = str(tmp_path / "first")  # of itself
+    first.write(tmp_path / "first")
+    assert describe_vocabulary(second) is None
 
 
 def test_labels_scores_per_class_cost_and_versions_are_there(make_run):
@@ -64,7 +153,7 @@ def test_a_label_cannot_break_the_table(make_run):
     staged = as_staged(make_run("text-full"))
     per_class = staged.record.metrics["test"]["per_class"]
     per_class["a|b\n`c`"] = per_class.pop("animal")
-    assert "| a/b 'c' | " in render_card(staged, KNOWN)
+    assert "| a\\|b \\`c\\` | " in render_card(staged, KNOWN)
 
 
 def test_unknown_licences_are_warned_of_and_known_ones_carried_over(make_run):

@@ -188,6 +188,63 @@ def test_labels_that_look_like_paths_are_no_paths(copy_run, tmp_path):
     assert check_statically(prepare(run, tmp_path / "work")) == []
 
 
+HERE = (
+    *(
+        "/gpfs/alice/x",
+        "/nfs/alice",
+        "~/alice/x",
+        "~alice",
+        r"\\\\server\\alice\\x",
+        r"C:\\Users\\alice",
+        "D:/alice/x",
+    ),
+    *("s3://bucket/alice/x", "file:///home/alice/x", "../alice/x", "alice/my data/x", "/lustre/alice smith/x"),
+    "https://alice:password@example.org/x",
+)
+
+
+@pytest.mark.parametrize("path", HERE)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_path_of_any_machine_in_a_configuration_is_named(path, name, copy_run, tmp_path):
+    run = copy_run("text-full")
+    edit_json(run / name, some={"nested": [{"file": path}]})
+    record_again(run)
+    problems = [str(problem) for problem in check_statically(prepare(run, tmp_path / "work"))]
+    assert problems == [f"absolute path: {name} holds {path}, which is of this machine"]
+
+
+def test_a_path_in_a_chat_template_is_named(copy_run, tmp_path):
+    run = copy_run("chat-peft")
+    template = run / "chat_template.jinja"
+    text = template.read_text()
+    for number, path in enumerate(("/gpfs/alice/x.jinja", "s3://alice/x", "~alice/x")):
+        template.write_text(f"{{# {path} #}}{text}")
+        record_again(run)
+        problems = [str(problem) for problem in check_statically(prepare(run, tmp_path / str(number)))]
+        assert f"absolute path: chat_template.jinja holds {path}, which is of this machine" in problems
+
+
+WORDS = {
+    "additional_special_tokens": ["</s>", "[/INST]", "<|/think|>", "/no_think"],
+    "stop_strings": ["</answer>", "a/b/c"],
+    "chat_template": "{% if a/b %}</think> and/or https://example.org/x <tool>/x</tool>{% endif %}",
+    "added_tokens_decoder": {"5": {"content": "//", "special": True}, "6": {"content": "/a/b/c"}},
+    "backbone": "microsoft/resnet-50",
+    "auto_map": {"AutoConfig": "org/name--configuration.Config"},
+    "license_url": "https://example.org/licence",
+    "problem": "a sentence, with 1 to 2 signs: all of it is text.",
+    "target_modules": r".*\.layers\.\d+\.(q|v)_proj",
+}
+
+
+@pytest.mark.parametrize("key", WORDS)
+def test_words_with_a_slash_that_configurations_hold_are_no_paths(key, copy_run, tmp_path):
+    run = copy_run("text-full")
+    edit_json(run / "tokenizer_config.json", **{key: WORDS[key]})
+    record_again(run)
+    assert check_statically(prepare(run, tmp_path / "work")) == []
+
+
 # An adapter and its base
 
 

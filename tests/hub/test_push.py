@@ -15,10 +15,12 @@ from hftl.config import parse_args
 from hftl.errors import PublishError, UserError
 from hftl.hub import retries
 from hftl.hub.push import Publication, push_run, take_publication
+from hftl.records import RunRecord
 from hftl.run import run
 from hftl.settings import check_arguments
 from tests.hub.conftest import list_flags
 from tests.hub_server import Fault
+from tests.report.fake_results import build_results
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # peft's hints
@@ -260,6 +262,141 @@ def test_what_is_committed_in_between_is_looked_at_again(logged_in, copy_run, op
     assert len(commits(logged_in)) == 3 and waits == [1]
 
 
+# What others do to the repository meanwhile
+
+
+@pytest.fixture
+def meanwhile(logged_in, monkeypatch):
+    """Function: what a colleague does once this push has looked at the repository, before it commits."""
+
+    def arrange(function):
+        real, done = HfApi.create_commit, []
+
+        def create_commit(self, *args, **kwargs):
+            if not done:
+                done.append(1)
+                with monkeypatch.context() as patch:
+                    patch.setattr(HfApi, "create_commit", real)
+                    function()
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(HfApi, "create_commit", create_commit)
+
+    return arrange
+
+
+def read_file(hub, path: str, repo_id: str = "org/x") -> bytes:
+    return hub.repos[repo_id].find("main").files[path].content
+
+
+def upload(path: str, content: bytes, repo_id: str = "org/x") -> None:
+    HfApi().upload_file(repo_id=repo_id, path_or_fileobj=content, path_in_repo=path)
+
+
+def test_weights_that_a_colleague_commits_meanwhile_are_not_overwritten(
+    logged_in, copy_run, open_gate, waits, meanwhile, capsys
+):
+    folder = copy_run("text-full")
+    push_run(folder, Publication("org/x"))
+    meanwhile(lambda: upload("model.safetensors", b"of a colleague"))
+    assert cli.main(["push", str(copy_run("text-scratch")), "--repo_id", "org/x"]) == 2
+    assert "somebody changed model.safetensors in org/x" in capsys.readouterr().err
+    assert read_file(logged_in, "model.safetensors") == b"of a colleague"
+
+
+def test_an_adapter_pushed_meanwhile_does_not_end_beside_a_whole_model(
+    logged_in, copy_run, open_gate, waits, meanwhile, capsys
+):
+    full, adapter = copy_run("text-full"), copy_run("text-peft")
+    meanwhile(lambda: push_run(adapter, Publication("org/x", include_base=True)))
+    assert cli.main(["push", str(full), "--repo_id", "org/x"]) == 2
+    assert "adapter_model.safetensors" in files(logged_in) and "model.safetensors" not in files(logged_in)
+    assert cli.main(["push", str(full), "--repo_id", "org/x"]) == 0  # knowing of it, it is replaced
+    assert files(logged_in) == SENT
+
+
+def test_files_of_others_that_come_meanwhile_stay_beside_the_push(logged_in, copy_run, open_gate, waits, meanwhile):
+    push_run(copy_run("text-full"), Publication("org/x"))
+    meanwhile(lambda: upload("notes.txt", b"mine"))
+    push_run(copy_run("text-scratch"), Publication("org/x"))
+    assert files(logged_in) == SENT | {"notes.txt"} and waits == [1]
+    history = logged_in.repos["org/x"].history("main")
+    assert len(history) == 4 and "notes.txt" in history[1].files  # committed on the head that was looked at again
+
+
+def test_foreign_files_that_come_meanwhile_stop_the_push(logged_in, copy_run, open_gate, waits, meanwhile, capsys):
+    meanwhile(lambda: upload("README.md", b"# A page of its own"))
+    assert cli.main(["push", str(copy_run("text-full")), "--repo_id", "org/x"]) == 2
+    assert "org/x holds files that hftl did not push: README.md" in capsys.readouterr().err
+    assert files(logged_in) == {"README.md"}
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.bin", "tf_model.h5", "model.fp16.safetensors"])
+def test_weights_of_others_beside_those_of_a_push_stop_it(logged_in, copy_run, open_gate, capsys, name):
+    push_run(copy_run("text-full"), Publication("org/x"))
+    upload(name, b"weights")
+    assert cli.main(["push", str(copy_run("text-scratch")), "--repo_id", "org/x"]) == 2
+    assert f"org/x holds {name}, which hftl did not push" in capsys.readouterr().err
+
+
+def test_a_pull_request_does_not_put_two_kinds_of_weights_side_by_side(logged_in, copy_run, open_gate, capsys):
+    push_run(copy_run("text-full"), Publication("org/x"))
+    adapter, place = copy_run("text-peft"), ["--create_pr", "--repo_id"]
+    record = RunRecord.read(adapter)
+    record.model |= {"name": "org/bert", "revision": "a" * 40}  # which no base beside it has to go with
+    record.write(adapter)
+    assert cli.main(["push", str(adapter), *place, "org/x"]) == 0
+    proposed = files(logged_in, revision="refs/pr/1")
+    assert "adapter_model.safetensors" in proposed and "model.safetensors" not in proposed
+    HfApi().create_repo("org/foreign", private=True)
+    upload("model.safetensors", b"weights", "org/foreign")
+    assert cli.main(["push", str(adapter), *place, "org/foreign"]) == 2
+    assert "org/foreign holds model.safetensors, which hftl did not push" in capsys.readouterr().err
+
+
+EDITS = {
+    "a section": lambda card: card.replace("## Cost", "## Who may use it\n\nNobody.\n\n## Cost"),
+    "the licence": lambda card: card.replace("library_name:", "license: mit\nlibrary_name:"),
+    "words at the end": lambda card: card + "\nAsk Ada first.\n",
+    "all of it": lambda card: "---\ntags: [hftl]\n---\n# My own page\n",
+    "one letter": lambda card: card.replace("Limits", "Limit5"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_card_that_was_edited_by_hand_is_kept_and_that_is_said(logged_in, copy_run, open_gate, caplog, edit):
+    push_run(copy_run("text-full"), Publication("org/x"))
+    edited = EDITS[edit](read_file(logged_in, "README.md").decode()).encode()
+    upload("README.md", edited)
+    push_run(copy_run("text-scratch"), Publication("org/x"))
+    assert read_file(logged_in, "README.md") == edited
+    assert "README.md in org/x was edited by hand since hftl wrote it, so it is kept" in caplog.text
+    assert len(commits(logged_in)) == 4  # the weights of the second run are there
+
+
+def test_a_card_that_is_edited_meanwhile_is_kept(logged_in, copy_run, open_gate, waits, meanwhile, caplog):
+    push_run(copy_run("text-full"), Publication("org/x"))
+    edited = read_file(logged_in, "README.md") + b"\nAsk Ada first.\n"
+    meanwhile(lambda: upload("README.md", edited))
+    push_run(copy_run("text-scratch"), Publication("org/x"))
+    assert read_file(logged_in, "README.md") == edited and "is kept" in caplog.text
+
+
+def test_a_card_that_nobody_touched_is_replaced_without_a_word(logged_in, copy_run, open_gate, caplog):
+    push_run(copy_run("text-full"), Publication("org/x"))
+    push_run(copy_run("text-scratch"), Publication("org/x"))
+    assert b"trained from random weights" in read_file(logged_in, "README.md") and "is kept" not in caplog.text
+
+
+def test_a_pull_request_proposes_the_card_that_was_edited(logged_in, copy_run, open_gate):
+    push_run(copy_run("text-full"), Publication("org/x"))
+    edited = read_file(logged_in, "README.md") + b"\nAsk Ada first.\n"
+    upload("README.md", edited)
+    push_run(copy_run("text-scratch"), Publication("org/x", create_pr=True))
+    assert read_file(logged_in, "README.md") == edited
+    assert b"random weights" in logged_in.repos["org/x"].find("refs/pr/1").files["README.md"].content
+
+
 def test_the_gate_stands_in_front_of_the_network(logged_in, copy_run, capsys):
     folder = copy_run("text-full")
     (folder / ".env").write_text("HF_TOKEN=1")
@@ -283,7 +420,7 @@ def test_the_gate_stands_in_front_of_the_network(logged_in, copy_run, capsys):
         (["RUN", "--repo_id", "org/x", "--create_pr", "--include_base"], "--include_base makes a repository"),
         (["RUN", "--repo_id", "org/x", "--subfolder", "../x"], "--subfolder is '../x'; give a path in the repository"),
         (["RUN", "--resume"], "No push of .* was begun"),
-        (["--report", "nothing", "--repo_id", "org/x"], "nothing has no report.html"),
+        (["--report", "nothing", "--repo_id", "org/x"], "There is no results.json in nothing"),
         (["nothing", "--repo_id", "org/x"], "nothing is not a run folder"),
     ],
 )
@@ -385,50 +522,104 @@ def test_flags_of_trainer_mean_what_they_say(logged_in, published_files):
 # Reports
 
 
+SECRET_ROW = "the patient Ada Lovelace"
+
+
 @pytest.fixture
 def report(tmp_path) -> Path:
+    """A comparison whose results name paths of many kinds of machines, and whose one failure quotes a row."""
     folder = tmp_path / "campaign"
-    (folder / "figures").mkdir(parents=True)
-    (folder / "report.html").write_text("<h1>Report</h1>")
-    (folder / "results.json").write_text("{}")
-    (folder / "figures" / "curve.png").write_bytes(b"\x89PNG\0")
+    folder.mkdir()
+    results = build_results()
+    results["command"] = "hftl compare /gpfs/alice/a.yaml --output_dir=~/alice/out"
+    results["question"]["data"] = r"\\server\alice\my data\train.csv"
+    results["question"]["checkpoint"] = "s3://alice:password@bucket/alice/base"
+    results["arms"][0]["settings"] = {"train_file": "/lustre/alice smith/train.csv", "pretrain_file": "../alice/a.txt"}
+    error = f"UserError: row 5 of '/nfs/my alice/x.csv' says {SECRET_ROW}"
+    results["failures"] = [{"arm": "full", "size": 64, "seed": 1, "status": "failed", "error": error}]
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "report.html").write_text("<p>by hand in /home/alice</p>")
     (folder / "secret.env").write_text("A=1")
     return folder
 
 
+def read_page(hub) -> dict[str, bytes]:
+    return {path: file.content for path, file in hub.repos["spaces/org/page"].find("main").files.items()}
+
+
 def test_a_report_becomes_a_static_space(logged_in, report, capsys):
     assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 0
-    assert files(logged_in, "spaces/org/page") == {"README.md", "index.html", "results.json", "figures/curve.png"}
+    names = files(logged_in, "spaces/org/page")
+    assert {"README.md", "index.html", "report.md", "results.json", "figures/learning-curves.png"} <= names
     front = logged_in.repos["spaces/org/page"].find("main").files["README.md"].content.decode()
     assert "sdk: static" in front and "app_file: index.html" in front
     assert logged_in.repos["spaces/org/page"].is_private
     assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 0  # again: no other content
+    assert len(commits(logged_in, "spaces/org/page")) == 2
     assert "pushed to spaces/org/page at" in capsys.readouterr().out
 
 
-def test_a_report_with_a_token_in_it_is_not_published(logged_in, report, capsys):
-    (report / "results.json").write_text('{"command": "hf_' + "a" * 34 + '"}')
+@pytest.mark.parametrize(
+    "token",
+    ["hf_" + "a" * 34, "hf_oauth_" + "aB3-_" * 6, "hf_jwt_eyJhbGciOiJIUzI1NiJ9.e30.abc", "api_org_" + "a" * 34],
+)
+def test_a_report_with_a_token_in_it_is_not_published(logged_in, report, capsys, token):
+    results = json.loads((report / "results.json").read_text()) | {"command": f"hftl {token}"}
+    (report / "results.json").write_text(json.dumps(results))
     assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 5
     assert "token: results.json holds a token" in capsys.readouterr().err and logged_in.requests == []
 
 
-def test_paths_of_this_machine_in_a_report_are_sent_as_their_last_part(logged_in, report, capsys):
-    results, page = '{"data": "/home/me/data/train.csv", "more": "/m/01g317"}', "<p>/Users/me/secret/train.csv</p>"
-    (report / "results.json").write_text(results)
-    (report / "report.html").write_text(page)
+def test_a_published_report_names_files_and_no_folder_user_or_password(logged_in, report, capsys):
     assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 0
-    sent = logged_in.repos["spaces/org/page"].find("main").files
-    assert json.loads(sent["results.json"].content) == {"data": "train.csv", "more": "/m/01g317"}
-    assert sent["index.html"].content == b"<p>train.csv</p>"
-    assert "results.json: paths of this machine are sent as their last part (/home/me/data" in capsys.readouterr().out
-    assert (report / "results.json").read_text() == results and (report / "report.html").read_text() == page
+    sent = read_page(logged_in)
+    for path in ("index.html", "report.md", "results.json"):
+        text = sent[path].decode()
+        assert "train.csv" in text or path == "results.json"
+        found = [
+            word
+            for word in ("alice", "gpfs", "lustre", "nfs", "server", "bucket/", "smith", "password")
+            if word in text.lower()
+        ]
+        assert found == [], path
+    published = json.loads(sent["results.json"])
+    assert published["question"]["data"] == "train.csv" and published["question"]["checkpoint"] == "base"
+    assert published["command"] == "hftl compare a.yaml --output_dir=out"
+    assert published["arms"][0]["settings"] == {"train_file": "train.csv", "pretrain_file": "a.txt"}
+    assert "alice" in (report / "results.json").read_text()  # what lies here stays
 
 
-def test_a_path_that_cannot_be_taken_out_of_a_report_stops_it(logged_in, report, capsys):
-    (report / "results.json").write_text(json.dumps({"data": "/etc/daten-\u00e4/x y"}))
-    assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 5
-    assert "holds /etc/daten-\u00e4/x y, which is of this machine" in capsys.readouterr().err
-    assert logged_in.requests == []
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_rows_that_an_error_quotes_are_published_only_if_asked_for(logged_in, report, is_shared):
+    words = ["push", "--report", str(report), "--repo_id", "org/page", *(["--share_rows"] if is_shared else [])]
+    assert cli.main(words) == 0
+    sent = read_page(logged_in)
+    for path in ("index.html", "report.md", "results.json"):
+        assert (SECRET_ROW in sent[path].decode()) is is_shared, path
+    (failure,) = json.loads(sent["results.json"])["failures"]
+    assert failure["error"] == (f"UserError: row 5 of 'x.csv' says {SECRET_ROW}" if is_shared else "UserError")
+
+
+def test_labels_with_a_slash_stay_labels_in_a_published_report(logged_in, report):
+    results = json.loads((report / "results.json").read_text())
+    names = ["/m/01g317", "T-shirt/top"]
+    results["per_class"] = {"size": 64, "rows": [{"arm": "full", "label": name, "f1": 0.5} for name in names]}
+    (report / "results.json").write_text(json.dumps(results))
+    assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 0
+    published = json.loads(read_page(logged_in)["results.json"])
+    assert [row["label"] for row in published["per_class"]["rows"]] == names
+
+
+def test_a_card_of_a_space_that_was_edited_is_kept(logged_in, report, caplog):
+    for _ in range(2):
+        assert cli.main(["push", "--report", str(report), "--repo_id", "org/page"]) == 0
+        card = read_page(logged_in)["README.md"].decode()
+        if "emoji" not in card:
+            edited = card.replace("pinned: false", "pinned: true\nemoji: x").encode()
+            api = HfApi()
+            api.upload_file(repo_id="org/page", repo_type="space", path_or_fileobj=edited, path_in_repo="README.md")
+    assert b"emoji" in read_page(logged_in)["README.md"]
+    assert "README.md in org/page was edited by hand" in caplog.text
 
 
 def test_a_dry_run_of_a_report_lists_its_files(hub, report, capsys):
