@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -27,10 +28,12 @@ from hftl.config import parse_args
 from hftl.errors import UserError
 from hftl.examples import load_examples, load_rows
 from hftl.inference import predict as predicting
-from hftl.inference.evaluation import prepare_rows
-from hftl.inference.predictor import Predictor
+from hftl.inference.evaluation import evaluate, prepare_rows
+from hftl.inference.predictor import Predictor, load
 from hftl.inference.source import LoadedSource, ModelSource
+from hftl.run import run
 from hftl.tasks import build_task
+from hftl.tasks.base import AnswerOptions
 
 
 def fuzz(examples: int, *, always_the_same: bool = True) -> settings:
@@ -43,6 +46,9 @@ def fuzz(examples: int, *, always_the_same: bool = True) -> settings:
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
+
+
+HEADED = ("text-classification", "image-classification")
 
 
 class Refused(Exception):
@@ -157,6 +163,31 @@ class Reader:
         """What the network is given of each row that is scored."""
         return list(ask("evaluate", prepare_rows, Predictor(self._model([])), str(source)).with_format(None))
 
+    def train_for_real(self, checkpoint: Path, folder: Path, sources: Sequence[tuple[Any, Any, int]]) -> None:
+        """One step of a tiny network; then it answers and is scored on every source.
+
+        Args:
+            checkpoint: where it starts.
+            folder: of the run.
+            sources: what predict is given, what evaluate is given, and how many rows both have.
+        """
+        words = [*map(str, self.words), "--model_name_or_path", str(checkpoint), "--output_dir", str(folder)]
+        words += ["--max_steps", "1", "--per_device_train_batch_size", "2", "--head_init", "random", "--use_cpu"]
+        words = [word for word in words if self.task in HEADED or word not in ("--head_init", "random")]
+        record = ask("train", run, parse_args([*words, "--task", self.task], mode="full"))
+        counts = [count for name, count in record.data.items() if re.fullmatch("num_.*_examples", name)]
+        assert sum(counts) == sum(count for *_, count in sources)
+        assert tuple(record.data["label_names"]) == self.labels.names
+        model = load(folder)
+        for asked, scored, count in sources:
+            answers = io.StringIO()
+            request = predicting.PredictRequest(str(folder), str(asked), options=AnswerOptions(max_new_tokens=2))
+            report = ask(
+                "predict", lambda request=request, to=answers: predicting.predict(request, lines=(), stream=to)
+            )
+            assert report.num_rows == len(answers.getvalue().splitlines()) == count
+            assert ask("evaluate", evaluate, model, str(scored)).num_rows == count
+
     def _pair(self, rows: datasets.Dataset) -> list[tuple[Any, Any]]:
         columns = _columns(rows)
         name = self.name or _name_label
@@ -188,7 +219,9 @@ class Reader:
 
 @functools.lru_cache(maxsize=8)
 def _load_processor(task: str, checkpoint: Path, max_length: int | None) -> Any:
-    return build_task(task).load_processor(str(checkpoint), "main", SimpleNamespace(max_length=max_length, image_size=None, tokenizer_vocab_size=None))
+    return build_task(task).load_processor(
+        str(checkpoint), "main", SimpleNamespace(max_length=max_length, image_size=None, tokenizer_vocab_size=None)
+    )
 
 
 def _columns(rows: datasets.Dataset) -> dict[str, list]:

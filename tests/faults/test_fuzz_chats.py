@@ -237,7 +237,7 @@ def excuse(table: Chats) -> None:
         table.excuses.append("nothing of a row is to be learnt")
 
 
-def check(table: Chats) -> str:
+def check(table: Chats, trains_in: Path | None = None) -> str:
     """The property: every word that was said is read and the right ones are learnt, or one sentence says why not."""
     with tempfile.TemporaryDirectory() as place, own_caches(Path(place) / "caches"):
         path = table.write(Path(place))
@@ -255,7 +255,7 @@ def check(table: Chats) -> str:
             prepared = reader.prepare()["train"]
         except Refused as refusal:
             assert table.excuses, refusal
-            return "refused"
+            return f"refused: {refusal}"
         assert sum(report["num_rows"].values()) == len(table.rows)
         assert_words([prepared[row_id] for row_id in sorted(prepared)], table, reader.processor)
         assert_words(reader.evaluate_prepared(path), table, reader.processor)
@@ -265,6 +265,8 @@ def check(table: Chats) -> str:
             words = WORD.findall(reader.processor.decode(inputs["input_ids"]))
             assert words == row.seen[: len(words)] and words[: len(row.tools)] == row.tools, (words, row.seen)
             assert set(row.turns[-2].words) <= set(words) or table.layout == "text", (words, row.seen)
+        if trains_in is not None:
+            reader.train_for_real(CHECKPOINT[-1] / table.template, trains_in, [(path, path, len(table.rows))])
     return "read"
 
 
@@ -305,6 +307,12 @@ CHECKPOINT: list[Path] = []
 @given(chats())
 def test_chats_are_read_as_they_were_meant_or_refused(table):
     check(table)
+
+
+@fuzz(4)
+@given(chats().filter(lambda table: not table.excuses))
+def test_chats_are_trained_on_and_answered(tmp_path_factory, table):
+    check(table, trains_in=tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.exhaustive

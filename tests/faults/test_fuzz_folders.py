@@ -21,7 +21,16 @@ from tests.faults.readings import Reader, Refused, fuzz, own_caches
 
 SIDE = 32
 CLASSES = ("cat", "dog", "big bird", "été", "01", "train set", "Ünder_score", "a.b")
-FORMATS = {".png": "PNG", ".PNG": "PNG", ".jpg": "JPEG", ".JPEG": "JPEG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP", ".tif": "TIFF"}
+FORMATS = {
+    ".png": "PNG",
+    ".PNG": "PNG",
+    ".jpg": "JPEG",
+    ".JPEG": "JPEG",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+}
 LITTER = {
     ".DS_Store": b"x",
     "Thumbs.db": b"x",
@@ -128,7 +137,9 @@ class Folder:
 
 def put(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = {**ROOT_LITTER, **dict.fromkeys(STRAY, b"x")}.get(next(n for n in (*ROOT_LITTER, *STRAY) if str(path).endswith(n)))
+    data = {**ROOT_LITTER, **dict.fromkeys(STRAY, b"x")}.get(
+        next(n for n in (*ROOT_LITTER, *STRAY) if str(path).endswith(n))
+    )
     if data is None or path.suffix == ".png" and not path.name.startswith("."):
         draw_image("RGB", 500).save(path)
     else:
@@ -187,7 +198,7 @@ def draw_splits(draw):
     return names[: draw(st.integers(2, 3))]
 
 
-def check(folder: Folder) -> str:
+def check(folder: Folder, trains_in: Path | None = None) -> str:
     """The property: which files, of which class, with which pixels; in training, evaluation and prediction."""
     with tempfile.TemporaryDirectory() as place, own_caches(Path(place) / "caches"):
         root = Path(place).resolve() / "data"
@@ -203,7 +214,7 @@ def check(folder: Folder) -> str:
             found = reader.train()
         except Refused as refusal:
             assert folder.excuses, refusal
-            return "refused"
+            return f"refused: {refusal}"
         assert set(found) == set(written)
         for split, images in written.items():
             assert_files(found[split], images, root)
@@ -214,6 +225,16 @@ def check(folder: Folder) -> str:
             name = f"{root}:{split}" if len(written) > 1 else root
             assert_files(reader.evaluate(name), images, root)
         assert_pixels(reader, found, see_answers(reader, root, folder, written), root)
+        if trains_in is not None:
+            sources = [
+                (
+                    root / folder.names[split] / ("" if folder.layout == "classes" else f"metadata{folder.table}"),
+                    f"{root}:{split}" if len(written) > 1 else root,
+                    len(images),
+                )
+                for split, images in written.items()
+            ]
+            reader.train_for_real(CHECKPOINT[-1], trains_in, sources)
     return "read"
 
 
@@ -222,7 +243,9 @@ def assert_files(found: list[tuple[Any, Any]], images: list[tuple[str, str]], ro
     assert sorted(read) == sorted((name, label) for name, label in images)
 
 
-def see_answers(reader: Reader, root: Path, folder: Folder, written: dict[str, list[tuple[str, str]]]) -> dict[str, bytes]:
+def see_answers(
+    reader: Reader, root: Path, folder: Folder, written: dict[str, list[tuple[str, str]]]
+) -> dict[str, bytes]:
     """Path -> what the network is asked, of folders and tables; each image is answered once, under its name."""
     asked = {}
     for split, images in written.items():
@@ -258,10 +281,16 @@ CHECKPOINT: list[Path] = []
 write_checkpoint = tiny.write_tiny_vit
 
 
-@fuzz(50)
+@fuzz(45)
 @given(folders())
 def test_a_folder_of_images_is_read_as_it_was_meant_or_refused(folder):
     check(folder)
+
+
+@fuzz(4)
+@given(folders().filter(lambda folder: not folder.excuses))
+def test_folders_are_trained_on_and_answered(tmp_path_factory, folder):
+    check(folder, trains_in=tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.exhaustive

@@ -29,8 +29,8 @@ NUMBERS = {
     "swapped": ((3, 1, 0, 2), False),
 }
 MODES = {
-    "L": (".png", ".bmp", ".tif", ".gif"),
-    "P": (".png", ".gif"),
+    "L": (".png", ".bmp", ".tif"),
+    "P": (".png", ".bmp"),
     "1": (".png", ".bmp", ".tif"),
     "I;16": (".png", ".tif"),
     "I": (".tif",),
@@ -90,7 +90,7 @@ class Scenes:
         table[: self.num_classes] = self.numbers
         numbers = table[classes]
         if self.mode == "P":
-            image = Image.fromarray(numbers, "L").convert("P") if self.ending == ".none" else Image.fromarray(numbers)
+            image = Image.fromarray(numbers)
             image.putpalette([(37 * place) % 256 for place in range(768)])
             return image
         if self.mode == "1":
@@ -163,7 +163,7 @@ def draw_scene(draw, number: int, has_unknown: bool) -> np.ndarray:
     return blocks.reshape(4, 4).repeat(8, 0).repeat(8, 1)
 
 
-def check(scenes: Scenes) -> str:
+def check(scenes: Scenes, trains_in: Path | None = None) -> str:
     """The property: each pixel has the class that was drawn, or one sentence says why not."""
     with tempfile.TemporaryDirectory() as place, own_caches(Path(place) / "caches"):
         root = Path(place) / "data"
@@ -182,7 +182,7 @@ def check(scenes: Scenes) -> str:
             found = reader.train()
         except Refused as refusal:
             assert scenes.excuses, refusal
-            return "refused"
+            return f"refused: {refusal}"
         assert {split: len(rows) for split, rows in found.items()} == {s: len(r) for s, r in scenes.splits.items()}
         assert len(reader.labels.names) == len(scenes.names)
         if scenes.is_named:
@@ -191,11 +191,15 @@ def check(scenes: Scenes) -> str:
         assert sum(report["num_rows"].values()) == sum(map(len, scenes.splits.values()))
         for split, rows in reader.prepare().items():
             assert_classes([rows[row_id] for row_id in sorted(rows)], scenes, split)
+        sources = []
         for split, path in asked.items():
             name = path if scenes.layout == "table" else f"{root}:{split}" if len(asked) > 1 else root
             assert_classes(reader.evaluate_prepared(name), scenes, split)
             pixels = [row["pixels"] for row in reader.predict(path)]
             assert pixels == [row["pixels"] for row in reader.evaluate_prepared(name)]
+            sources.append((path, name, len(pixels)))
+        if trains_in is not None:
+            reader.train_for_real(CHECKPOINT[-1], trains_in, sources)
     return "read"
 
 
@@ -221,6 +225,12 @@ write_checkpoint = tiny.write_tiny_segformer
 @given(masks())
 def test_masks_are_read_as_they_were_meant_or_refused(scenes):
     check(scenes)
+
+
+@fuzz(4)
+@given(masks().filter(lambda scenes: not scenes.excuses))
+def test_masks_are_trained_on_and_answered(tmp_path_factory, scenes):
+    check(scenes, trains_in=tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.exhaustive

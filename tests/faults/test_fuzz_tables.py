@@ -18,13 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftl.inference.evaluation import evaluate
-from hftl.inference.predict import PredictRequest, predict
-from hftl.inference.predictor import load
-from hftl.config import parse_args
-from hftl.run import run
 from tests import tiny
-from tests.faults.readings import Reader, Refused, ask, fuzz, own_caches, same
+from tests.faults.readings import Reader, Refused, fuzz, own_caches, same
 
 WORDS = ("cat", "dog", "rain", "snow", "the", "very", "of", "run")
 MARKS = (
@@ -296,7 +291,9 @@ def tables(draw):
     pool = LABEL_KINDS[label_kind]
     has_breaks = draw(chance(4))
     splits = draw(st.sampled_from((("train",), ("train", "test"), ("train", "validation", "test"))))
-    text, label = draw(st.sampled_from((("text", "label"), ("sentence", "label"), ("Text", "Label"), ("body", "kind"))))
+    text, label = draw(
+        st.sampled_from((("text", "label"), ("sentence", "label"), ("Text", "Label"), ("body", "kind")))
+    )
     rows, seen = {}, set()
     for split in splits:
         number = draw(st.integers(4, 10))
@@ -357,7 +354,7 @@ def is_number(text: str) -> bool:
     return True
 
 
-def check(table: Table) -> str:
+def check(table: Table, trains_in: Path | None = None) -> str:
     """The property: each verb reads what was meant, or says in one sentence why not and has a reason."""
     if is_ambiguous(table):
         return "ambiguous"
@@ -371,7 +368,7 @@ def check(table: Table) -> str:
             found = reader.train()
         except Refused as refusal:
             assert excuses, refusal
-            return "refused"
+            return f"refused: {refusal}"
         for split, rows in table.rows.items():
             assert_read(found[split], rows, "train")
         report = reader.audit()
@@ -383,7 +380,10 @@ def check(table: Table) -> str:
             try:
                 assert reader.predict(table.write(folder, split, with_labels=False)) == meant
             except Refused as refusal:
-                assert table.files[split].excuses or len(table.extras[split]) == 0, refusal
+                assert table.files[split].excuses, refusal
+        if trains_in is not None:
+            sources = [(path, path, len(table.rows[split])) for split, path in paths.items()]
+            reader.train_for_real(CHECKPOINT[-1], trains_in, sources)
     return "read"
 
 
@@ -393,10 +393,25 @@ def assert_read(found: list[tuple[Any, Any]], meant: list[tuple[str, Any]], who:
         assert agrees(label, wanted), (who, text, label, wanted)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def checkpoint(tmp_path_factory):
+    """The network that all trained examples share."""
+    CHECKPOINT.append(tiny.write_tiny_bert(tmp_path_factory.mktemp("bert")))
+
+
+CHECKPOINT: list[Path] = []
+
+
 @fuzz(100)
 @given(tables())
 def test_a_table_is_read_as_it_was_meant_or_refused(table):
     check(table)
+
+
+@fuzz(4)
+@given(tables().filter(lambda table: not table.excuses and not any(file.excuses for file in table.files.values())))
+def test_tables_are_trained_on_and_answered(tmp_path_factory, table):
+    check(table, trains_in=tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.exhaustive

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from hftl.metrics.spans import find_spans
 from hftl.metrics.tag_schemes import read_scheme
+from tests import tiny
 from tests.faults.readings import Reader, Refused, fuzz, own_caches
 
 WORDS = (
@@ -61,7 +62,9 @@ class Tagged:
         path = folder / f"{split}{'' if with_tags else '-words'}.{self.kind}"
         rows = self.splits[split]
         if self.kind in ("conll", "txt", "conllu"):
-            path.write_bytes(write_lines(rows, self.style, self.kind, with_tags=with_tags).encode(self.style["encoding"]))
+            path.write_bytes(
+                write_lines(rows, self.style, self.kind, with_tags=with_tags).encode(self.style["encoding"])
+            )
             return path
         table = {"tokens": [[word for word, _ in row] for row in rows]}
         if with_tags:
@@ -167,7 +170,7 @@ def excuse_lines(table: Tagged) -> None:
         table.excuses.append("a word that begins documents")
 
 
-def check(table: Tagged) -> str:
+def check(table: Tagged, trains_in: Path | None = None) -> str:
     """The property: words and tags, sentence by sentence, in every verb; and the entities of the scheme."""
     with tempfile.TemporaryDirectory() as place, own_caches(Path(place) / "caches"):
         paths = {split: table.write(Path(place), split) for split in table.splits}
@@ -184,7 +187,7 @@ def check(table: Tagged) -> str:
             found = reader.train()
         except Refused as refusal:
             assert table.excuses, refusal
-            return "refused"
+            return f"refused: {refusal}"
         for split, rows in table.splits.items():
             assert_read(found[split], rows)
         if table.entities is not None:
@@ -197,6 +200,9 @@ def check(table: Tagged) -> str:
             assert reader.predict(path) == words
             if table.kind not in ("conllu", "txt") and not table.style["first"]:
                 predict_words(reader, table, Path(place), split, words)
+        if trains_in is not None:
+            sources = [(path, path, len(table.splits[split])) for split, path in paths.items()]
+            reader.train_for_real(CHECKPOINT[-1], trains_in, sources)
     return "read"
 
 
@@ -228,10 +234,25 @@ def assert_entities(table: Tagged, labels: Any) -> None:
             assert spans == meant, (scheme.name, row)
 
 
-@fuzz(60)
+@pytest.fixture(scope="module", autouse=True)
+def checkpoint(tmp_path_factory):
+    """The network that all trained examples share."""
+    CHECKPOINT.append(tiny.write_tiny_bert(tmp_path_factory.mktemp("bert")))
+
+
+CHECKPOINT: list[Path] = []
+
+
+@fuzz(55)
 @given(tags())
 def test_tagged_words_are_read_as_they_were_meant_or_refused(table):
     check(table)
+
+
+@fuzz(4)
+@given(tags().filter(lambda table: not table.excuses))
+def test_tagged_words_are_trained_on_and_answered(tmp_path_factory, table):
+    check(table, trains_in=tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.exhaustive
