@@ -24,7 +24,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from hftl.audit import audit_data
-from hftl.config import parse_args
+from hftl.config import DataArguments, parse_args
 from hftl.errors import UserError
 from hftl.examples import load_examples, load_rows
 from hftl.inference import predict as predicting
@@ -163,30 +163,27 @@ class Reader:
         """What the network is given of each row that is scored."""
         return list(ask("evaluate", prepare_rows, Predictor(self._model([])), str(source)).with_format(None))
 
-    def train_for_real(self, checkpoint: Path, folder: Path, sources: Sequence[tuple[Any, Any, int]]) -> None:
-        """One step of a tiny network; then it answers and is scored on every source.
+    def train_for_real(self, checkpoint: Path, folder: Path, number: int, source: tuple[Any, Any, int]) -> None:
+        """One step of a tiny network; then it answers and is scored.
 
         Args:
             checkpoint: where it starts.
             folder: of the run.
-            sources: what predict is given, what evaluate is given, and how many rows both have.
+            number: of rows in all splits.
+            source: what predict is given, what evaluate is given, and how many rows both have.
         """
         words = [*map(str, self.words), "--model_name_or_path", str(checkpoint), "--output_dir", str(folder)]
         words += ["--max_steps", "1", "--per_device_train_batch_size", "2", "--head_init", "random", "--use_cpu"]
         words = [word for word in words if self.task in HEADED or word not in ("--head_init", "random")]
         record = ask("train", run, parse_args([*words, "--task", self.task], mode="full"))
         counts = [count for name, count in record.data.items() if re.fullmatch("num_.*_examples", name)]
-        assert sum(counts) == sum(count for *_, count in sources)
+        assert sum(counts) == number
         assert tuple(record.data["label_names"]) == self.labels.names
-        model = load(folder)
-        for asked, scored, count in sources:
-            answers = io.StringIO()
-            request = predicting.PredictRequest(str(folder), str(asked), options=AnswerOptions(max_new_tokens=2))
-            report = ask(
-                "predict", lambda request=request, to=answers: predicting.predict(request, lines=(), stream=to)
-            )
-            assert report.num_rows == len(answers.getvalue().splitlines()) == count
-            assert ask("evaluate", evaluate, model, str(scored)).num_rows == count
+        answers, (asked, scored, count) = io.StringIO(), source
+        request = predicting.PredictRequest(str(folder), str(asked), options=AnswerOptions(max_new_tokens=2))
+        report = ask("predict", lambda: predicting.predict(request, lines=(), stream=answers))
+        assert report.num_rows == len(answers.getvalue().splitlines()) == count
+        assert ask("evaluate", evaluate, load(folder), str(scored)).num_rows == count
 
     def _pair(self, rows: datasets.Dataset) -> list[tuple[Any, Any]]:
         columns = _columns(rows)
@@ -219,9 +216,8 @@ class Reader:
 
 @functools.lru_cache(maxsize=8)
 def _load_processor(task: str, checkpoint: Path, max_length: int | None) -> Any:
-    return build_task(task).load_processor(
-        str(checkpoint), "main", SimpleNamespace(max_length=max_length, image_size=None, tokenizer_vocab_size=None)
-    )
+    args = DataArguments(task=task, max_length=max_length)
+    return build_task(task).load_processor(str(checkpoint), "main", args)
 
 
 def _columns(rows: datasets.Dataset) -> dict[str, list]:

@@ -266,7 +266,7 @@ def check(table: Chats, trains_in: Path | None = None) -> str:
             assert words == row.seen[: len(words)] and words[: len(row.tools)] == row.tools, (words, row.seen)
             assert set(row.turns[-2].words) <= set(words) or table.layout == "text", (words, row.seen)
         if trains_in is not None:
-            reader.train_for_real(CHECKPOINT[-1] / table.template, trains_in, [(path, path, len(table.rows))])
+            reader.train_for_real(CHECKPOINT[-1] / table.template, trains_in, len(asked), (path, path, len(asked)))
     return "read"
 
 

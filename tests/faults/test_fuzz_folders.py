@@ -31,16 +31,11 @@ FORMATS = {
     ".webp": "WEBP",
     ".tif": "TIFF",
 }
-LITTER = {
-    ".DS_Store": b"x",
-    "Thumbs.db": b"x",
-    "desktop.ini": b"x",
-    "._0.png": b"\0\5\x16\7" + bytes(40),
-    ".ipynb_checkpoints/0-checkpoint.png": None,
-    "notes.txt": b"x",
-    "README.md": b"x",
-}
-ROOT_LITTER = {**LITTER, "__MACOSX/cat/._0.png": b"\0\5\x16\7" + bytes(40), "@eaDir/0.png": None, ".git/config": b"x"}
+LITTER = (
+    *(".DS_Store", "Thumbs.db", "desktop.ini", "._0.png", ".ipynb_checkpoints/0-checkpoint.png"),
+    *("notes.txt", "README.md"),
+)
+ROOT_LITTER = (*LITTER, "__MACOSX/cat/._0.png", "@eaDir/0.png", ".git/config")
 STRAY = ("docs/a.txt", "scripts/run.py", "extra/0.png")
 
 
@@ -95,7 +90,6 @@ class Folder:
     links: str  # none, classes, files
     table: str  # ending of metadata
     excuses: list[str]
-    must_refuse: str = ""
 
     def write(self, root: Path) -> dict[str, list[tuple[str, str]]]:
         """Split -> path below the root and class of each image, in the order of their names."""
@@ -136,14 +130,12 @@ class Folder:
 
 
 def put(path: Path) -> None:
+    """A file that is none of the data; some are images nevertheless."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = {**ROOT_LITTER, **dict.fromkeys(STRAY, b"x")}.get(
-        next(n for n in (*ROOT_LITTER, *STRAY) if str(path).endswith(n))
-    )
-    if data is None or path.suffix == ".png" and not path.name.startswith("."):
+    if path.suffix == ".png" and not path.name.startswith("._"):
         draw_image("RGB", 500).save(path)
     else:
-        path.write_bytes(data)
+        path.write_bytes(b"\0\5\x16\7" + bytes(40))
 
 
 def write_metadata(path: Path, place: Path, root: Path, found: list[tuple[str, str]]) -> None:
@@ -173,13 +165,13 @@ def folders(draw):
                 images.append((label, f"{label[0]}{stem}{ending}", mode))
         splits[split], names[split] = images, folder
     layout = draw(st.sampled_from(("classes", "classes", "metadata")))
-    litter = draw(st.lists(st.sampled_from(tuple(LITTER)), max_size=2, unique=True))
+    litter = draw(st.lists(st.sampled_from(LITTER), max_size=2, unique=True))
     folder = Folder(
         splits,
         layout,
         names,
         litter,
-        draw(st.lists(st.sampled_from(tuple(ROOT_LITTER)), max_size=2, unique=True)),
+        draw(st.lists(st.sampled_from(ROOT_LITTER), max_size=2, unique=True)),
         draw(st.lists(st.sampled_from(STRAY), max_size=1)) if is_split else [],
         draw(st.sampled_from(("none", "none", "classes", "files"))) if layout == "classes" else "none",
         draw(st.sampled_from((".csv", ".jsonl"))),
@@ -221,20 +213,15 @@ def check(folder: Folder, trains_in: Path | None = None) -> str:
         report = reader.audit()
         assert sum(report["num_rows"].values()) == sum(map(len, written.values()))
         assert not report["bad_rows"].get("train")
-        for split, images in written.items():
-            name = f"{root}:{split}" if len(written) > 1 else root
-            assert_files(reader.evaluate(name), images, root)
+        split, images = list(written.items())[-1]
+        assert_files(reader.evaluate(f"{root}:{split}" if len(written) > 1 else root), images, root)
         assert_pixels(reader, found, see_answers(reader, root, folder, written), root)
         if trains_in is not None:
-            sources = [
-                (
-                    root / folder.names[split] / ("" if folder.layout == "classes" else f"metadata{folder.table}"),
-                    f"{root}:{split}" if len(written) > 1 else root,
-                    len(images),
-                )
-                for split, images in written.items()
-            ]
-            reader.train_for_real(CHECKPOINT[-1], trains_in, sources)
+            split, images = list(written.items())[-1]
+            asked = root / folder.names[split] / ("" if folder.layout == "classes" else f"metadata{folder.table}")
+            number = sum(map(len, written.values()))
+            source = (asked, f"{root}:{split}" if len(written) > 1 else root, len(images))
+            reader.train_for_real(CHECKPOINT[-1], trains_in, number, source)
     return "read"
 
 

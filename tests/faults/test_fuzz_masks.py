@@ -191,15 +191,14 @@ def check(scenes: Scenes, trains_in: Path | None = None) -> str:
         assert sum(report["num_rows"].values()) == sum(map(len, scenes.splits.values()))
         for split, rows in reader.prepare().items():
             assert_classes([rows[row_id] for row_id in sorted(rows)], scenes, split)
-        sources = []
-        for split, path in asked.items():
-            name = path if scenes.layout == "table" else f"{root}:{split}" if len(asked) > 1 else root
-            assert_classes(reader.evaluate_prepared(name), scenes, split)
-            pixels = [row["pixels"] for row in reader.predict(path)]
-            assert pixels == [row["pixels"] for row in reader.evaluate_prepared(name)]
-            sources.append((path, name, len(pixels)))
+        split, path = list(asked.items())[-1]
+        name = path if scenes.layout == "table" else f"{root}:{split}" if len(asked) > 1 else root
+        scored = reader.evaluate_prepared(name)
+        assert_classes(scored, scenes, split)
+        assert [row["pixels"] for row in reader.predict(path)] == [row["pixels"] for row in scored]
         if trains_in is not None:
-            reader.train_for_real(CHECKPOINT[-1], trains_in, sources)
+            number = sum(map(len, scenes.splits.values()))
+            reader.train_for_real(CHECKPOINT[-1], trains_in, number, (path, name, len(scored)))
     return "read"
 
 
