@@ -35,7 +35,7 @@ from hftl.metrics import METRICS, compute_predictions, compute_probabilities, co
 from hftl.models.head import find_head, find_pooling_layer, make_linear
 from hftl.models.length import load_processor
 from hftl.models.load import find_commit, load_config, load_pretrained, read_config
-from hftl.models.modes import count_parameters
+from hftl.models.modes import Role, count_parameters
 from hftl.pretraining import check_pretraining
 from hftl.records import RunRecord, compute_config_hash, describe_environment, write_predictions
 from hftl.resuming.lock import released
@@ -98,16 +98,21 @@ class Baseline:
     """How one baseline reads its rows and is fitted.
 
     Attributes:
+        title: in reports, where the arm has no other.
         open: arguments, task, examples -> where its inputs come from.
         fit: label info, seed, train rows, validation rows -> something that predicts.
         modalities: what it can read.
         has_network: whether it needs `--model_name_or_path`.
+        role: in a comparison.
     """
 
+    title: str
     open: Callable[[Arguments, Task, Examples], Source]
     fit: Callable[[LabelInfo, int, Rows, Rows], Fitted]
     modalities: tuple[str, ...] = ("text", "image")
     has_network: bool = False
+    role: Role = Role.CHEAP
+    keeps_base: bool = True  # none changes the weights that it reads
 
 
 def find_baseline(name: str | None, task: Task) -> Baseline:
@@ -484,8 +489,8 @@ def _fit_neighbours(info: LabelInfo, seed: int, train: Rows, validation: Rows) -
 
 
 BASELINES: dict[str, Baseline] = {
-    "majority": Baseline(_read_nothing, _fit_majority),
-    "prior": Baseline(_read_nothing, _fit_prior),
-    "tfidf": Baseline(_read_texts, _fit_term_weights, modalities=("text",)),
-    "knn": Baseline(_read_features, _fit_neighbours, has_network=True),
+    "majority": Baseline("Majority class", _read_nothing, _fit_majority, role=Role.CHANCE),
+    "prior": Baseline("Class frequencies", _read_nothing, _fit_prior, role=Role.CHANCE),
+    "tfidf": Baseline("TF-IDF + logistic regression", _read_texts, _fit_term_weights, modalities=("text",)),
+    "knn": Baseline("Nearest neighbours", _read_features, _fit_neighbours, has_network=True),
 }

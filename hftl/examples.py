@@ -14,6 +14,7 @@ from hftl.config import DataArguments
 from hftl.data.audit import AuditReport, audit
 from hftl.data.faults import BadRows
 from hftl.data.findings import Finding, act_on, find_cut_texts, find_small_test, parse_policies
+from hftl.data.folders import list_files
 from hftl.data.labels import SINGLE, LabelInfo
 from hftl.data.load import compute_fingerprint, find_empty, load_splits
 from hftl.data.subsets import take_subsets
@@ -129,8 +130,8 @@ def _load_once(args: DataArguments) -> tuple[datasets.DatasetDict, LabelInfo, tu
 def _stamp(source: str) -> tuple[int, int, int]:
     """Number, bytes and last change of the files at a local path; zeros for what is not one."""
     path = Path(source).expanduser()
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    stats = [file.stat() for file in files]
+    files = list_files(path) if path.is_dir() else [path]
+    stats = [file.stat() for file in files if file.is_file()]
     return len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
 
 

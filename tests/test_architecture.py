@@ -38,6 +38,7 @@ MAY_IMPORT = {
     **dict.fromkeys(SERVICES, BASE),
     "tasks": BASE | {"tasks.base", "tasks.processors", "tasks.positions", "data", "metrics"},
     "models": BASE | {"processor", "tasks.base", "tasks.processors", "tasks.positions"},
+    "tasks.base": BASE | {"metrics"},
 }
 RUNS = (
     "examples",

@@ -10,7 +10,7 @@ from hftl import cli
 from hftl.config import parse_args
 from hftl.errors import UserError
 from hftl.inference.evaluation import compute_intervals, evaluate
-from hftl.metrics import PROBLEM_METRICS
+from hftl.metrics import PROBLEM_SCORES
 from hftl.run import run
 from tests import tiny
 
@@ -35,7 +35,7 @@ def test_on_the_data_of_the_run_the_scores_are_those_of_the_run(train, files, ca
     assert cli.main(words) == 0
     output = capsys.readouterr().out
     found = json.loads((tmp_path / "new" / "scores.json").read_text())
-    assert set(found["scores"]) == set(PROBLEM_METRICS["single_label_classification"])
+    assert set(found["scores"]) == set(PROBLEM_SCORES["single_label_classification"])
     assert (found["num_rows"], found["stored_split"]) == (9, "test")
     for name, score in found["scores"].items():
         assert score["value"] == pytest.approx(score["stored"], abs=1e-4), name
@@ -67,7 +67,7 @@ def test_a_language_model_is_scored_by_its_tokens(tmp_path):
     words += ["--test_file", f"{tmp_path}/test.jsonl", "--model_name_or_path", f"{tmp_path}/llama"]
     run(parse_args([*words, "--output_dir", f"{tmp_path}/run"], mode="full"))
     found = evaluate(hftl.load(tmp_path / "run"), str(tmp_path / "test.jsonl"))
-    assert set(found.scores) == set(PROBLEM_METRICS["language_modeling"])
+    assert set(found.scores) == set(PROBLEM_SCORES["language_modeling"])
     for score in found.scores.values():
         assert score.value == pytest.approx(score.stored, rel=1e-4)
         assert score.low <= score.value <= score.high and score.low < score.high

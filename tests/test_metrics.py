@@ -17,19 +17,18 @@ from sklearn import metrics as sk
 
 from hftl.errors import UserError
 from hftl.metrics import (
-    BEST_METRIC,
     METRICS,
-    PROBLEM_METRICS,
+    PROBLEM_SCORES,
+    SCORES,
     compute_metrics,
     compute_predictions,
     compute_probabilities,
     compute_report,
     compute_token_metrics,
-    greater_is_better,
     load_metric,
 )
 
-SINGLE, MULTI, REGRESSION, LANGUAGE = PROBLEM_METRICS
+SINGLE, MULTI, REGRESSION, LANGUAGE = PROBLEM_SCORES
 LABELLED = (SINGLE, MULTI, REGRESSION)
 TABLES = {"per_class", "confusion_matrix"}
 LABEL_NAMES = ["cat", "dog", "eel", "fox"]
@@ -177,13 +176,15 @@ def test_regression_scores_equal_hand_computed_values():
 def test_perfect_predictions_score_the_best_value():
     labels = np.array([0, 1, 2, 2])
     found = compute_metrics(one_hot_logits(labels, 3), labels, SINGLE, ["a", "b", "c"])
-    assert found == pytest.approx({n: float(greater_is_better(n)) for n in PROBLEM_METRICS[SINGLE]}, abs=1e-9)
+    assert found == pytest.approx({n: float(SCORES[n].greater_is_better) for n in PROBLEM_SCORES[SINGLE]}, abs=1e-9)
     multi_hot = np.array([[1, 0], [1, 1], [0, 1]])
     found = compute_metrics(20.0 * multi_hot - 10, multi_hot, MULTI, ["a", "b"])
-    assert found == dict.fromkeys(PROBLEM_METRICS[MULTI], 1.0)
+    assert found == dict.fromkeys(PROBLEM_SCORES[MULTI], 1.0)
     values = np.array([0.5, -1.0, 3.0])
     found = compute_metrics(values, values, REGRESSION, [])
-    assert found == pytest.approx({n: float(greater_is_better(n)) for n in PROBLEM_METRICS[REGRESSION]}, abs=1e-12)
+    assert found == pytest.approx(
+        {n: float(SCORES[n].greater_is_better) for n in PROBLEM_SCORES[REGRESSION]}, abs=1e-12
+    )
 
 
 def test_certain_and_wrong_predictions_score_the_worst_value():
@@ -293,7 +294,7 @@ def test_outputs_not_finite_make_every_metric_nan_with_one_warning(problem_type,
     logits, labels = make_case(problem_type)
     logits[7, 0] = value
     found = compute_metrics(logits, labels, problem_type, LABEL_NAMES)
-    assert tuple(found) == PROBLEM_METRICS[problem_type]
+    assert found.keys() == PROBLEM_SCORES[problem_type].keys()
     assert np.isnan(list(found.values())).all()
     message = "1 of 60 rows of model outputs are not finite: every metric is nan"
     assert [(r.levelno, r.getMessage()) for r in caplog.records] == [(logging.WARNING, message)]
@@ -413,19 +414,21 @@ def test_prediction_is_the_greatest_class_or_every_label_from_one_half():
 
 
 def test_every_metric_but_the_tables_is_reported_for_a_problem_type():
-    assert {name for names in PROBLEM_METRICS.values() for name in names} == set(METRICS) - TABLES
+    assert {name for names in PROBLEM_SCORES.values() for name in names} == set(METRICS) - TABLES
 
 
-@pytest.mark.parametrize("problem_type", LABELLED)
-def test_best_metric_is_computed_and_its_direction_known(problem_type):
-    name, direction = BEST_METRIC[problem_type]
-    assert name in PROBLEM_METRICS[problem_type]
-    assert direction is greater_is_better(name)
+def test_the_first_score_leads_and_is_defined_for_any_prediction():
+    assert [next(iter(scores)) for scores in PROBLEM_SCORES.values()] == [
+        "accuracy",
+        "f1_micro",
+        "mse",
+        "bits_per_byte",
+    ]
 
 
 def test_errors_and_losses_are_the_only_metrics_where_less_is_better():
-    names = {name for name in set(METRICS) - TABLES if not greater_is_better(name)}
-    assert names == {"log_loss", "expected_calibration_error", "mse", "mae", *PROBLEM_METRICS[LANGUAGE]} - {
+    names = {name for name in set(METRICS) - TABLES if not SCORES[name].greater_is_better}
+    assert names == {"log_loss", "expected_calibration_error", "mse", "mae", *PROBLEM_SCORES[LANGUAGE]} - {
         "token_accuracy"
     }
 
@@ -436,8 +439,6 @@ def test_errors_and_losses_are_the_only_metrics_where_less_is_better():
 def test_unknown_names_are_errors_that_name_the_nearest():
     with pytest.raises(UserError, match="Unknown metric 'acuracy'. Did you mean 'accuracy'?"):
         load_metric("acuracy")
-    with pytest.raises(UserError, match="Unknown metric to compare by 'confusion_matrix'.*Valid: accuracy"):
-        greater_is_better("confusion_matrix")
     for function in (compute_probabilities, compute_predictions):
         with pytest.raises(UserError, match="Unknown problem type 'single_label'. Did you mean 'single_label_class"):
             function(np.zeros((1, 2)), "single_label")

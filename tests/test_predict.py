@@ -345,10 +345,10 @@ def test_windows_of_bad_rows_alone_fit_every_format(train, tmp_path, capsys, mon
 def test_images_that_cannot_be_read_are_named(images, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"not an image")
     assert cli.main(["predict", str(images("full")), str(tmp_path)]) == 2
-    assert "Row 0 cannot be answered: UnidentifiedImageError" in capsys.readouterr().err
+    assert "Row 0 cannot be answered: corrupt image: " in capsys.readouterr().err
     (tmp_path / "list.csv").write_text("image\nabsent.png\n")
     assert cli.main(["predict", str(images("full")), str(tmp_path / "list.csv")]) == 2
-    assert f"there is no file {tmp_path}/absent.png" in capsys.readouterr().err
+    assert f"missing file: {tmp_path}/absent.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 
 import hftl
 from hftl.config import DataArguments, parse_args
-from hftl.data.files import read_folder
+from hftl.data.folders import read_folder
 from hftl.data.labels import IGNORED
 from hftl.data.mask_numbers import Coding, to_classes
 from hftl.data.masks import name_classes, read_masks

@@ -134,15 +134,28 @@ def test_a_translation_column_is_taken_apart():
     args = DataArguments(source_column="en", target_column="de")
     found = standardize_pairs(datasets.DatasetDict(train=rows), args)["train"]
     assert found[0] == {"row_id": 0, "text": "house", "target": "Haus"}
-    with pytest.raises(UserError, match="de, en none are known as input and target. Give --source_column"):
+    with pytest.raises(UserError, match="'de', 'en' none are known as input and target. Give --source_column"):
         standardize_pairs(datasets.DatasetDict(train=rows), DataArguments())
+
+
+def test_a_language_that_the_first_row_lacks_is_a_column_as_well():
+    rows = datasets.Dataset.from_list([{"translation": {"de": "Haus"}}, {"translation": {"de": "Hof", "en": "yard"}}])
+    args = DataArguments(source_column="en", target_column="de")
+    found = standardize_pairs(datasets.DatasetDict(train=rows), args)["train"]
+    assert found[:]["text"] == [None, "yard"]
+
+
+def test_integers_that_flags_name_are_read_as_texts():
+    rows = datasets.Dataset.from_dict({"a": [1, 20], "b": ["one", "twenty"]})
+    args = DataArguments(source_column="a", target_column="b")
+    assert standardize_pairs(datasets.DatasetDict(train=rows), args)["train"]["text"][:] == ["1", "20"]
 
 
 @pytest.mark.parametrize(
     ("columns", "given", "message"),
     [
         ({"document": ["a"], "summary": ["b"]}, {"target_column": "sumary"}, "summary.*Correct --target_column"),
-        ({"a": ["a"], "n": [1]}, {"source_column": "a", "target_column": "n"}, "not text; choose another"),
+        ({"a": ["a"], "n": [1.5]}, {"source_column": "a", "target_column": "n"}, "not text; choose another"),
         ({"a": ["a"], "b": ["b"]}, {"source_column": "a", "target_column": "a"}, "give two columns"),
         ({"source": ["a"], "target": ["b"], "text": ["c"]}, {}, "several could be input and target"),
     ],

@@ -24,7 +24,9 @@ from hftl.compare.experiment import EXTENDABLE, Experiment
 from hftl.compare.plan import Cell, DataFacts
 from hftl.cost.prices import load_prices, price_cell
 from hftl.errors import UserError
+from hftl.metrics.base import Score
 from hftl.records import RunRecord, write_atomically
+from hftl.tasks import scores_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,11 @@ class Campaign:
     accelerate_config: str | None = None
     started: float = field(default_factory=time.time)
     earlier: list[dict[str, Any]] = field(default_factory=list)  # sessions
+
+    @property
+    def score(self) -> Score:
+        """What is known of the metric that the arms are compared by."""
+        return scores_of(self.facts.problem_type)[self.experiment.metric]
 
     @property
     def cells_per_device(self) -> int:

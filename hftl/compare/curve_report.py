@@ -15,26 +15,24 @@ from hftl.compare.curve_draws import Sampling
 from hftl.compare.curve_fits import fit_curve
 from hftl.compare.curves import DEFAULT, HORIZON, Backtest, Bounds, backtest, band, crossover, label_multiplier
 from hftl.errors import UserError
+from hftl.models.modes import Role
 
-TRANSFER = ("full", "peft", "probe")  # arms that start from the checkpoint
-TUNED = ("full", "peft")  # those that change it
-CHEAP = ("probe", "tfidf", "knn")  # arms that train no network
 BAND_POINTS = 25
 
 
 @dataclass(frozen=True)
 class _Arms:
-    """All arms of one experiment: sizes [L], errors [S, L] and row errors [S, L, N] or None by name, modes, titles."""
+    """All arms of one experiment: sizes [L], errors [S, L] and row errors [S, L, N] or None by name, roles, titles."""
 
     sizes: np.ndarray
     errors: Mapping[str, np.ndarray]
     rows: Mapping[str, np.ndarray | None]
-    modes: Mapping[str, str]
+    roles: Mapping[str, Role]
     titles: Mapping[str, str]
     sampling: Sampling
 
-    def of(self, *modes: str) -> list[str]:
-        return [arm for arm in self.errors if self.modes.get(arm) in modes]
+    def of(self, *roles: Role) -> list[str]:
+        return [arm for arm in self.errors if self.roles[arm] in roles]
 
     def rows_of(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Row errors of both arms, or None where one has none: noise of the rows is shared or not drawn at all."""
@@ -60,7 +58,7 @@ class _Arms:
 def draw_curves(
     sizes: Sequence[int],
     errors: Mapping[str, np.ndarray],
-    modes: Mapping[str, str],
+    roles: Mapping[str, Role],
     rows: Mapping[str, np.ndarray | None] | None = None,
     *,
     titles: Mapping[str, str] | None = None,
@@ -78,14 +76,14 @@ def draw_curves(
     Args:
         sizes: total labels [L], rising.
         errors: by arm [S, L], a row for each chain (the same chains for all arms), NaN where a cell is missing.
-        modes: by arm: full, peft, probe, scratch, tfidf, knn.
+        roles: by arm; chance has no curve.
         rows: by arm [S, L, N], error of each test row, whose mean over rows is the error; None for an arm without.
         titles: by arm, for sentences.
     """
     tables = {arm: _clean(table) for arm, table in errors.items()}
     tables = {arm: table for arm, table in tables.items() if np.isfinite(table).any()}
     known = {arm: _pick_rows((rows or {}).get(arm), table) for arm, table in tables.items()}
-    arms = _Arms(np.asarray(sizes, float), tables, known, modes, titles or {}, sampling)
+    arms = _Arms(np.asarray(sizes, float), tables, known, roles, titles or {}, sampling)
     return {
         "curves": [_describe_curve(arms, arm, is_score) for arm in tables],
         "crossovers": list(_list_crossovers(arms)),
@@ -158,8 +156,9 @@ def _describe_backtest(test: Backtest, is_score: bool) -> dict[str, Any] | None:
 
 def _list_crossovers(arms: _Arms) -> Iterator[dict[str, Any]]:
     """Entries of `crossovers`."""
-    pairs = [(a, b) for a in arms.of("scratch") for b in arms.of(*TRANSFER) if len(arms.common(a, b)) > 1]
-    others = [*itertools.combinations(arms.of(*TUNED), 2), *itertools.product(arms.of(*CHEAP), arms.of(*TUNED))]
+    scratch, tuned, frozen = arms.of(Role.SCRATCH), arms.of(Role.TUNED), arms.of(Role.FROZEN)
+    pairs = [(a, b) for a in scratch for b in arms.of(Role.TUNED, Role.FROZEN) if len(arms.common(a, b)) > 1]
+    others = [*itertools.combinations(tuned, 2), *itertools.product([*frozen, *arms.of(Role.CHEAP)], tuned)]
     pairs += [pair for one, other in others for pair in _order(arms, one, other)]
     for a, b in pairs:
         rows = arms.rows_of(a, b)
@@ -184,13 +183,13 @@ def _order(arms: _Arms, a: str, b: str) -> list[tuple[str, str]]:
 
 def _list_multipliers(arms: _Arms) -> Iterator[dict[str, Any]]:
     """Entries of `multipliers`: of what each pair says anything about, a middle and the largest size."""
-    is_only_scratch = len(arms.of("scratch")) == 1
-    for a in arms.of(*TUNED):
-        for b in arms.of("scratch", "tfidf", "knn"):
+    is_only_scratch = len(arms.of(Role.SCRATCH)) == 1
+    for a in arms.of(Role.TUNED):
+        for b in arms.of(Role.SCRATCH, Role.CHEAP):
             found, rows = dict(_multiply(arms, a, b)), arms.rows_of(a, b)
             exact = [size for size, bounds in found.items() if bounds.mid is not None] or list(found)
             chosen = {exact[(len(exact) - 1) // 2], max(found)} if found else ()
-            what = "pretraining" if arms.modes[b] == "scratch" and is_only_scratch else arms.title(a)
+            what = "pretraining" if arms.roles[b] is Role.SCRATCH and is_only_scratch else arms.title(a)
             for size in sorted(chosen):
                 names = what, arms.title(a), arms.title(b)
                 sentence = _say_multiplier(found[size], *names, size, rows is not None)

@@ -10,28 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hftl.baselines import BASELINES
+from hftl.baselines import BASELINES, Baseline
 from hftl.compare.stats import alpha_at_look
 from hftl.config import flag_names
 from hftl.errors import UserError, unknown_name
 from hftl.models.adapters import ADAPTERS
-from hftl.models.modes import MODES
+from hftl.models.modes import MODES, Mode, Role
 from hftl.yaml_file import read_yaml
 
-TITLES = {
-    "majority": "Majority class",
-    "prior": "Class frequencies",
-    "tfidf": "TF-IDF + logistic regression",
-    "knn": "Nearest neighbours",
-    "probe": "Probe",
-    "peft": "Adapter",
-    "lora": "LoRA",
-    "full": "Full fine-tuning",
-    "scratch": "From scratch",
-    "small-scratch": "From scratch, small network",
-    "zero-shot": "Not tuned",
-}
-CHANCE = ("majority", "prior")
+KINDS: dict[str, Mode | Baseline] = {**MODES, **BASELINES}
 FRAMES = {
     "own_schedule": "Each arm follows its own default schedule, which has a floor on steps.",
     "convergence": "Each arm trains until its validation loss stops falling, five times its default steps at most.",
@@ -69,13 +56,19 @@ class Arm:
         return self.settings["mode"]
 
     @property
+    def kind(self) -> Mode | Baseline:
+        """What the arm is, as told by its mode or baseline."""
+        return KINDS[self.mode]
+
+    @property
     def is_trained(self) -> bool:
         """Whether there is a training loop."""
-        return self.mode in MODES and MODES[self.mode].is_trained
+        return self.kind.role.is_trained
 
     @property
     def is_chance(self) -> bool:
-        return self.mode in CHANCE
+        """Whether it looks at no input."""
+        return self.kind.role is Role.CHANCE
 
 
 @dataclass(frozen=True)
@@ -184,13 +177,13 @@ def _read_arms(raw: dict[str, Any], settings: dict[str, Any]) -> tuple[Arm, ...]
             raise unknown_name("arm in ranges:", name, named)
     for name, own in named.items():
         own = dict(own) if isinstance(own, dict) else {} if own is None else {"mode": own}
-        title = own.pop("title", None) or TITLES.get(name, name)
+        known = ADAPTERS.get(name) or KINDS.get(name)
+        title = own.pop("title", None) or (known.title if known else name)
         if name in ADAPTERS and "mode" not in own:
-            title = ADAPTERS[name].title if title == name else title
             own = {"mode": "peft"} | ({} if name == "lora" else {"adapter": name}) | own
         own.setdefault("mode", name)
-        if own["mode"] not in MODES and own["mode"] not in BASELINES:
-            raise unknown_name(f"mode of the arm {name!r}:", own["mode"], {*MODES, *BASELINES, *ADAPTERS})
+        if own["mode"] not in KINDS:
+            raise unknown_name(f"mode of the arm {name!r}:", own["mode"], {*KINDS, *ADAPTERS})
         own = {"mode": own["mode"]} | _flags({key: own[key] for key in own if key != "mode"}, f"the arm {name!r}")
         search = {flag: _range(flag, limits) for flag, limits in (ranges.get(name) or {}).items()}
         has_network = own["mode"] in MODES or BASELINES[own["mode"]].has_network
@@ -240,10 +233,9 @@ def _check_experiment(experiment: Experiment) -> None:
 
 def _default_reference(arms: tuple[Arm, ...]) -> str:
     """The arm that the others are measured by: full fine-tuning, else the first that is trained, else the last."""
-    for wanted in (lambda arm: arm.mode == "full", lambda arm: arm.is_trained):
-        if found := [arm.name for arm in arms if wanted(arm)]:
-            return found[0]
-    return arms[-1].name
+    whole = [arm for arm in arms if arm.kind.role is Role.TUNED and not arm.kind.keeps_base]
+    trained = [arm for arm in arms if arm.is_trained]
+    return (whole or trained or list(arms[::-1]))[0].name
 
 
 def _flags(settings: Any, where: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_differe
 from hftl.models.modes import BATCH_SIZE, MODES, Schedule
 from hftl.pretraining import check_pretraining
 from hftl.settings import check_arguments, check_model
-from hftl.tasks import TASKS, build_task, leading_score, scores_of
+from hftl.tasks import build_task, leading_score, scores_of
 from hftl.yaml_file import as_words
 
 
@@ -276,11 +276,10 @@ def _check_fit(experiment: Experiment, facts: DataFacts) -> None:
     if experiment.metric not in (scores := scores_of(facts.problem_type)):
         valid = ", ".join(scores)
         raise UserError(f"metric is {experiment.metric!r}; for {facts.problem_type} give one of {valid}.")
-    if facts.problem_type in TASKS and scores[experiment.metric].by_row is None:
+    if scores[experiment.metric].by_row is None:
         fitting = ", ".join(name for name, score in scores.items() if score.by_row is not None)
         raise UserError(
-            f"metric is {experiment.metric!r}, which is no mean over rows and has no interval here; give one of "
-            f"{fitting}."
+            f"metric is {experiment.metric!r}, which has no interval over new rows; give one of {fitting}."
         )
     load_prices(None, experiment.prices)
     _check_test_set(experiment, facts.num_rows["test"])

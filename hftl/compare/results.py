@@ -8,10 +8,9 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +20,25 @@ from hftl.compare.budget import plan_steps
 from hftl.compare.campaign import Campaign, list_cell_folders, read_sessions
 from hftl.compare.cells import CELL_FILE, compute_key
 from hftl.compare.curve_report import draw_curves
-from hftl.compare.experiment import FRAMES, Experiment
+from hftl.compare.experiment import FRAMES
 from hftl.compare.parity import check_parity
 from hftl.compare.plan import list_cells
-from hftl.compare.stats import alpha_at_look, crossed_bootstrap, crossed_interval, seed_interval
+from hftl.compare.stats import alpha_at_look, score_interval
 from hftl.compare.tune import interpolate
-from hftl.compare.verdict import compare_pair, finish_pairs, overall_verdict, pair_from_interval
+from hftl.compare.verdict import compare_pair, finish_pairs, overall_verdict
 from hftl.cost.energy import estimate_energy
 from hftl.cost.ledger import BUCKETS
 from hftl.cost.prices import Prices, load_prices, price_cell
 from hftl.errors import UserError
-from hftl.metrics import METRICS
+from hftl.metrics.base import SHARE, Spread
 from hftl.metrics.power import EXPECTED_DISAGREEMENT, minimum_detectable_difference
 from hftl.records import RunRecord, read_predictions, write_atomically
-from hftl.tasks import greater_is_better, scores_of
-
-
-def _score_predictions(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    return METRICS[name]().compute(references=labels, predictions=predictions)[name]
-
 
 RESULTS_FILE, TABLE_FILE = "results.json", "results.parquet"
-SCHEMA = 1
+SCHEMA = 2
 NUM_BINS = 10  # of the reliability diagram
+STORED_PRECISION = 1e-3  # probabilities are stored as float32: two that differ beyond it are a tie there
 LEAK = 0.01  # share of validation or test inputs that train has as well
-
-
-# Metrics that are computed from predicted classes but are no mean over rows.
-PREDICTION_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    name: partial(_score_predictions, name) for name in ("balanced_accuracy", "f1_macro", "f1_weighted")
-}
 
 
 @dataclass(frozen=True)
@@ -93,7 +81,7 @@ def write_results(
     prices = load_prices(None, experiment.prices)
     rows = [describe_cell(cell, campaign, prices) for cell in cells]
     finals = {(cell.arm, cell.size, cell.seed): cell for cell in cells if cell.is_final}
-    scores = {place: Scores.read(cell, experiment.metric) for place, cell in finals.items()}
+    scores = {place: Scores.read(cell, experiment.metric, campaign.score.by_row) for place, cell in finals.items()}
     question = describe_question(campaign, tuned)
     summary = summarize(campaign, scores, rows)
     pairs = compare_arms(campaign, scores)
@@ -114,7 +102,14 @@ def write_results(
         "pairs": pairs,
         **curves,
         "verdict": overall_verdict(
-            pairs, summary, curves["curves"], parity, cost, question, titles={a.name: a.title for a in experiment.arms}
+            pairs,
+            summary,
+            curves["curves"],
+            parity,
+            cost,
+            question,
+            roles={arm.name: arm.kind.role for arm in experiment.arms},
+            titles={arm.name: arm.title for arm in experiment.arms},
         ),
         "parity": parity,
         "cost": cost,
@@ -143,28 +138,26 @@ class Scores:
     """What one cell scored on the test set.
 
     Attributes:
-        score: as in `run.json`.
-        by_row: [N], the part of each row where the score is a mean over rows, else None.
-        predictions: [N]; `labels`: [N]; None for language models, which have none.
+        score: as in `run.json`; the mean of `by_row` where that is undefined, as a correlation with a constant is.
+        by_row: [N], how the score varies over new rows; see `hftl.metrics.base.Score`.
     """
 
     score: float
-    by_row: np.ndarray | None
-    predictions: np.ndarray | None
-    labels: np.ndarray | None
+    by_row: np.ndarray
 
     @classmethod
-    def read(cls, cell: Finished, metric: str) -> "Scores":
+    def read(cls, cell: Finished, metric: str, spread: Spread) -> "Scores":
         """From the record and the stored predictions, which must agree."""
-        score, table = cell.record.metrics["test"][metric], read_predictions(cell.folder)
-        compute = scores_of(cell.record.data["problem_type"])[metric].by_row
-        by_row = compute(table) if compute else None
-        if by_row is not None and not math.isclose(by_row.mean(), score, rel_tol=1e-4, abs_tol=1e-6):
+        score, by_row = cell.record.metrics["test"][metric], spread(read_predictions(cell.folder))
+        mean = float(by_row.mean())
+        if score is None or math.isnan(score):
+            return cls(mean, by_row)
+        if not math.isclose(mean, score, rel_tol=STORED_PRECISION, abs_tol=STORED_PRECISION):
             raise UserError(
-                f"{cell.folder}: the stored predictions give {metric} {by_row.mean():.6f}, run.json says {score:.6f}. "
+                f"{cell.folder}: the stored predictions give {metric} {mean:.6f}, run.json says {score:.6f}. "
                 "One of the two files was changed; remove the folder and run the cell again."
             )
-        return cls(score, by_row, table.get("prediction"), table.get("label"))
+        return cls(score, by_row)
 
 
 def describe_cell(cell: Finished, campaign: Campaign, prices: Prices) -> dict[str, Any]:
@@ -220,7 +213,7 @@ def describe_question(campaign: Campaign, tuned: dict[str, Any]) -> dict[str, An
         "data": experiment.data.get("dataset") or experiment.data.get("train_file"),
         "checkpoint": ", ".join(checkpoints),
         "metric": experiment.metric,
-        "greater_is_better": greater_is_better(experiment.metric),
+        "greater_is_better": campaign.score.greater_is_better,
         "margin": experiment.margin,
         "alpha": experiment.alpha,
         "looks": list(experiment.looks),
@@ -245,7 +238,7 @@ def describe_arm(arm: Any, cells: Sequence[Finished]) -> dict[str, Any]:
         "name": arm.name,
         "title": arm.title,
         "mode": arm.mode,
-        "is_trained": arm.is_trained,
+        "role": arm.kind.role.value,
         "settings": arm.settings,
         "num_parameters": model.get("num_parameters"),
         "num_trainable_parameters": model.get("num_trainable_parameters"),
@@ -268,11 +261,8 @@ def summarize(campaign: Campaign, scores: dict[tuple, Scores], rows: list[dict[s
                 continue
             own = [scores[arm.name, size, seed] for seed in seeds]
             values = np.array([entry.score for entry in own])
-            interval = None
-            if own[0].by_row is not None:
-                interval = crossed_interval(np.stack([entry.by_row for entry in own]), campaign.experiment.alpha)
-            elif len(own) > 1:
-                interval = seed_interval(values, campaign.experiment.alpha)
+            by_row = np.stack([entry.by_row for entry in own])
+            interval = score_interval(by_row, campaign.score.bounds, campaign.experiment.alpha)
             costs = [
                 row
                 for row in rows
@@ -284,8 +274,8 @@ def summarize(campaign: Campaign, scores: dict[tuple, Scores], rows: list[dict[s
                     "size": size,
                     "num_seeds": len(seeds),
                     "mean": float(values.mean()),
-                    "low": interval.low if interval else None,
-                    "high": interval.high if interval else None,
+                    "low": interval.low,
+                    "high": interval.high,
                     "min": float(values.min()),
                     "max": float(values.max()),
                     "std": float(values.std(ddof=1)) if len(values) > 1 else None,
@@ -313,31 +303,25 @@ def compare_arms(campaign: Campaign, scores: dict[tuple, Scores]) -> list[dict[s
             a, b = (other, one) if one == experiment.reference else (one, other)
             seeds = common_seeds(scores, [a, b], size, experiment.seeds)
             if seeds and (experiment.reference in (a, b) or not chance & {a, b}):
-                sides = [[scores[arm, size, seed] for seed in seeds] for arm in (a, b)]
-                pair = _compare(a, b, *sides, experiment=experiment, size=size, alpha=alpha)
+                rows = [np.stack([scores[arm, size, seed].by_row for seed in seeds]) for arm in (a, b)]
+                pair = compare_pair(
+                    a,
+                    b,
+                    *rows,
+                    size=size,
+                    margin=experiment.margin,
+                    alpha=alpha,
+                    greater_is_better=campaign.score.greater_is_better,
+                    is_share=campaign.score.bounds == SHARE,
+                )
                 pairs.append(pair | {"is_primary": experiment.reference in (a, b)})
     return finish_pairs(pairs, alpha, titles={arm.name: arm.title for arm in experiment.arms})
-
-
-def _compare(
-    a: str, b: str, side_a: list[Scores], side_b: list[Scores], *, experiment: Experiment, size: int, alpha: float
-) -> dict[str, Any]:
-    metric = experiment.metric
-    options = {
-        "size": size, "margin": experiment.margin, "alpha": alpha, "greater_is_better": greater_is_better(metric)
-    }  # fmt: skip
-    if side_a[0].by_row is not None:
-        rows = [np.stack([entry.by_row for entry in side]) for side in (side_a, side_b)]
-        return compare_pair(a, b, *rows, **options)
-    answers = [np.stack([entry.predictions for entry in side]) for side in (side_a, side_b)]
-    interval = crossed_bootstrap(*answers, side_a[0].labels, PREDICTION_SCORES[metric], alpha=alpha)
-    return pair_from_interval(a, b, interval, **options)
 
 
 def compute_curves(campaign: Campaign, scores: dict[tuple, Scores]) -> dict[str, Any]:
     """Curves, crossovers and label multipliers, from the errors of whole chains."""
     experiment = campaign.experiment
-    is_up = greater_is_better(experiment.metric)
+    is_up = campaign.score.greater_is_better
     errors = {}
     for arm in experiment.arms:
         table = np.full((len(experiment.seeds), len(experiment.sizes)), np.nan)
@@ -349,21 +333,19 @@ def compute_curves(campaign: Campaign, scores: dict[tuple, Scores]) -> dict[str,
         if not arm.is_chance and np.isfinite(table).any():
             errors[arm.name] = table
     rows = {name: _stack_errors(name, campaign, scores) for name in errors}
-    modes = {arm.name: arm.mode for arm in experiment.arms if arm.name in errors}
+    roles = {arm.name: arm.kind.role for arm in experiment.arms if arm.name in errors}
     titles = {arm.name: arm.title for arm in experiment.arms}
-    return draw_curves(experiment.sizes, errors, modes, rows, titles=titles, is_score=is_up)
+    return draw_curves(experiment.sizes, errors, roles, rows, titles=titles, is_score=is_up)
 
 
-def _stack_errors(arm: str, campaign: Campaign, scores: dict[tuple, Scores]) -> np.ndarray | None:
-    """[S, L, N] errors of each test row, NaN where a cell is missing; None for a metric without parts for rows."""
+def _stack_errors(arm: str, campaign: Campaign, scores: dict[tuple, Scores]) -> np.ndarray:
+    """[S, L, N] errors of each test row, NaN where a cell is missing."""
     experiment = campaign.experiment
     own = {place: entry for place, entry in scores.items() if place[0] == arm}
     first = next(iter(own.values()))
-    if first.by_row is None:
-        return None
     table = np.full((len(experiment.seeds), len(experiment.sizes), len(first.by_row)), np.nan)
     for (_, size, seed), entry in own.items():
-        error = 1 - entry.by_row if greater_is_better(experiment.metric) else entry.by_row
+        error = 1 - entry.by_row if campaign.score.greater_is_better else entry.by_row
         table[experiment.seeds.index(seed), experiment.sizes.index(size)] = error
     return table
 
@@ -385,7 +367,7 @@ def judge_parity(
     expected = {
         "seeds": list(experiment.seeds),
         "sizes": list(experiment.sizes),
-        "arms": {arm.name: arm.mode for arm in experiment.arms},
+        "arms": {arm.name: arm.kind.role for arm in experiment.arms},
         "trials": experiment.trials,
         "frame": experiment.frame,
         "schedules": {
@@ -401,7 +383,7 @@ def judge_parity(
         "minimum_detectable_difference": question["minimum_detectable_difference"],
     }
     arms = [
-        {"name": arm.name, "mode": arm.mode, "settings": arm.settings, "is_trained": arm.is_trained}
+        {"name": arm.name, "role": arm.kind.role, "keeps_base": arm.kind.keeps_base, "settings": arm.settings}
         for arm in experiment.arms
     ]
     return check_parity(described, question, arms, expected=expected)
@@ -486,7 +468,7 @@ def reach_target(campaign: Campaign, summary: Sequence[dict[str, Any]], prices: 
         if (experiment.reference, middle) not in means:
             return []
         target = means[experiment.reference, middle]["mean"]
-    is_up, entries = greater_is_better(experiment.metric), []
+    is_up, entries = campaign.score.greater_is_better, []
     for arm in experiment.arms:
         reached = [
             size

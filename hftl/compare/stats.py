@@ -4,8 +4,9 @@ Training chains ("seeds") and test rows are both samples: another seed and anoth
 interval that is to hold for new ones must count both. Must not know: arms, files, how a score was made.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -241,59 +242,25 @@ def seed_interval(values: Sequence[float], alpha: float = 0.05) -> Interval:
     return Interval(mid, mid - half, mid + half, std_error, float(df), SEEDS_ONLY)
 
 
-def crossed_bootstrap(
-    predictions_a: np.ndarray,
-    predictions_b: np.ndarray,
-    labels: np.ndarray,
-    metric: Callable[[np.ndarray, np.ndarray], float],
-    *,
-    draws: int = 500,
-    seed: int = 0,
-    alpha: float = 0.05,
-) -> Interval:
-    """`crossed_interval` for the difference of a metric that is no mean over rows, such as macro F1.
-
-    Resampling a handful of seeds covers badly (percentile intervals hold 75 % at S = 3) and a bootstrap-t needs an
-    error for every draw, which is 0 when it draws one seed S times (one draw in nine at S = 3). So seeds are not
-    resampled: their mean square is that of the S differences. The rows are, the same rows for all models: the variance
-    of the mean over seeds is MS_item / (S N), and what single seeds vary beyond it gives MS_residual. The rest is as
-    in `crossed_interval`.
+def score_interval(by_row: np.ndarray, bounds: tuple[float, float], alpha: float = 0.05) -> Interval:
+    """Interval for one score over new test rows, and over new seeds where there are several.
 
     Args:
-        predictions_a, predictions_b: [S, N] predicted classes.
-        labels: [N].
-        metric: of (predictions [N], labels [N]); called 2 S (draws + 1) times.
+        by_row: [S, N] values whose mean is the score; see `hftl.metrics.base.Score`.
+        bounds: the lowest and the highest value that the score can have; no limit lies beyond them.
+        alpha: 1 - confidence.
     """
-    predictions_a, predictions_b, labels = map(np.asarray, (predictions_a, predictions_b, labels))
-    if predictions_a.shape != predictions_b.shape or predictions_a.shape[1:] != labels.shape or labels.size < 2:
-        shapes = f"{predictions_a.shape}, {predictions_b.shape} and {labels.shape}"
-        raise UserError(f"Found predictions and labels of shapes {shapes}; expected [S, N] twice and [N], N >= 2.")
-    num_seeds, num_items = predictions_a.shape
-    generator = np.random.default_rng(seed)
-
-    def differ(rows: np.ndarray | slice) -> list[float]:
-        pairs = zip(predictions_a[:, rows], predictions_b[:, rows], strict=True)
-        return [metric(a, labels[rows]) - metric(b, labels[rows]) for a, b in pairs]
-
-    observed = np.array(differ(slice(None)))  # [S]
-    drawn = np.array([differ(generator.integers(num_items, size=num_items)) for _ in range(draws)])  # [draws, S]
-    mid, of_mean = float(observed.mean()), float(drawn.mean(axis=1).var(ddof=1))
-    if num_seeds == 1:
-        return _build_interval(
-            mid, 0.0, VarianceParts(None, of_mean * num_items, 0.0, 1, num_items), alpha, df=num_items - 1
-        )
-    of_residual = max(float(drawn.var(axis=0, ddof=1).mean()) - of_mean, 0.0) / (num_seeds - 1)
-    seed_variance = float(observed.var(ddof=1)) / num_seeds
-    size = num_seeds * num_items
-    parts = VarianceParts(
-        seed=max(seed_variance - of_residual, 0.0) * num_seeds,
-        item=max(of_mean - of_residual, 0.0) * num_items,
-        residual=of_residual * size,
-        num_seeds=num_seeds,
-        num_items=num_items,
-    )
-    df = _satterthwaite_df(seed_variance * size, of_mean * size, of_residual * size, num_seeds, num_items)
-    return _build_interval(mid, seed_variance, parts, alpha, df=df)
+    by_row = _check_matrix(by_row)
+    is_binary = bool(np.isin(by_row, (0, 1)).all())
+    if is_binary and len(by_row) == 1:
+        return wilson(int(by_row.sum()), by_row.size, alpha)
+    # Where no row differs from another there is no error to estimate: one may be as far off as the bounds allow.
+    width = bounds[1] - bounds[0]
+    is_constant = np.ptp(by_row) == 0
+    unit = width if (is_binary or is_constant) and math.isfinite(width) else float(np.abs(by_row).max()) * is_constant
+    interval = crossed_interval(by_row, alpha, unit=unit)
+    low, high = (float(np.clip(limit, *bounds)) for limit in (interval.low, interval.high))
+    return dataclasses.replace(interval, low=low, high=high)
 
 
 def mcnemar_exact(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
@@ -325,14 +292,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted.tolist()
-
-
-def tost(mean: float, std_error: float, df: float, margin: float) -> float:
-    """P-value of "|true mean| >= margin" by two one-sided t tests (Schuirmann 1987): below alpha means equivalent."""
-    room = _check_margin(margin) - abs(mean)
-    if std_error == 0:
-        return 0.0 if room > 0 else 1.0
-    return float(special.stdtr(df, -room / std_error))
 
 
 def sign_flip_p(values: Sequence[float], *, draws: int = 100_000, seed: int = 0) -> float:

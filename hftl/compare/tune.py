@@ -19,7 +19,6 @@ from hftl.compare.experiment import TUNING_SEED, Arm
 from hftl.compare.plan import Cell, build_cell
 from hftl.errors import UserError
 from hftl.records import RunRecord
-from hftl.tasks import greater_is_better
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def _study(campaign: Campaign, arm: Arm, size: int) -> Any:
     return optuna.create_study(
         study_name=f"{arm.name}-n{size}",
         storage=JournalStorage(JournalFileBackend(str(campaign.folder / STUDIES_FILE))),
-        direction="maximize" if greater_is_better(campaign.experiment.metric) else "minimize",
+        direction="maximize" if campaign.score.greater_is_better else "minimize",
         load_if_exists=True,
     )
 

@@ -13,9 +13,8 @@ import numpy as np
 from hftl.compare import stats
 from hftl.compare.stats import Interval, Need, VarianceParts
 from hftl.errors import UserError
+from hftl.models.modes import Role
 
-BASELINES = ("tfidf", "probe")  # cheap arms that may win, and must be named where they are not beaten
-FLOORS = ("majority", "prior")  # arms that look at no input: they never win
 MAX_SENTENCES = 6  # pairs of arms that are named one by one where nothing separates them
 MIN_SEEDS = 3  # with two, the seed spread has one degree of freedom: an interval 6.5 times as wide
 
@@ -35,6 +34,7 @@ def compare_pair(
     margin: float,
     alpha: float,
     greater_is_better: bool,
+    is_share: bool = True,
 ) -> Pair:
     """Compare two arms at one size on common seeds and test rows, before any correction for several comparisons.
 
@@ -43,6 +43,7 @@ def compare_pair(
         size: labels.
         margin: differences up to this, in units of the score, do not matter in practice.
         alpha: 1 - confidence of the interval, already shared among the declared looks.
+        is_share: the score lies in [0, 1], so that .01 of it is a point.
 
     Returns:
         An entry of "pairs" that `finish_pairs` completes. Beyond the schema it holds what that needs: `std_error`,
@@ -64,13 +65,15 @@ def compare_pair(
     # Without any spread there is no error to estimate: then one row may differ by as much as a whole score.
     unit = 1.0 if is_binary else float(np.abs(scores_a).max()) if is_constant else 0.0
     interval = stats.crossed_interval(differences, alpha, unit=unit)
-    pair = pair_from_interval(
-        name_a, name_b, interval, size=size, margin=margin, alpha=alpha, greater_is_better=greater_is_better
-    )
-    pair["is_points"] = (
-        greater_is_better
-        and bool(min(scores_a.min(), scores_b.min()) >= 0)
-        and bool(max(scores_a.max(), scores_b.max()) <= 1)
+    pair = _pair_from_interval(
+        name_a,
+        name_b,
+        interval,
+        size=size,
+        margin=margin,
+        alpha=alpha,
+        greater_is_better=greater_is_better,
+        is_share=is_share,
     )
     if len(differences) == 1:
         pair["mcnemar_p"] = stats.mcnemar_exact(scores_a[0], scores_b[0]) if is_binary else None
@@ -80,7 +83,7 @@ def compare_pair(
     return pair
 
 
-def pair_from_interval(
+def _pair_from_interval(
     name_a: str,
     name_b: str,
     interval: Interval,
@@ -89,8 +92,9 @@ def pair_from_interval(
     margin: float,
     alpha: float,
     greater_is_better: bool,
+    is_share: bool,
 ) -> Pair:
-    """An entry of "pairs" from an interval of `crossed_interval` or `crossed_bootstrap` for a minus b."""
+    """An entry of "pairs" from the interval for a minus b."""
     parts = interval.parts
     has_seeds = parts.num_seeds > 1
     pair = {
@@ -116,7 +120,7 @@ def pair_from_interval(
         "margin": float(margin),
         "alpha": float(alpha),
         "greater_is_better": bool(greater_is_better),
-        "is_points": bool(greater_is_better),
+        "is_points": bool(greater_is_better) and is_share,
         "std_error": interval.std_error,
         "df": interval.df,
         "covers": interval.covers,
@@ -273,6 +277,7 @@ def overall_verdict(
     cost: Mapping[str, Any],
     question: Mapping[str, Any],
     *,
+    roles: Mapping[str, Role],
     titles: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Which arm from how many labels on, by how much, how surely and at what cost: the entry "verdict".
@@ -280,6 +285,7 @@ def overall_verdict(
     Args:
         pairs: from `finish_pairs`; every two arms that are to be told apart need one, or a chain of "better".
         summary, curves, parity, cost, question: the entries of results.json; any may be empty in a partial campaign.
+        roles: of every arm.
         titles: names of arms for the headline and the lines; those in the pairs' sentences are from `finish_pairs`.
 
     Returns:
@@ -288,7 +294,7 @@ def overall_verdict(
     if (parity or {}).get("is_blocked"):
         return _blocked(parity)
     sizes = sorted({row["size"] for row in [*pairs, *summary]})
-    by_size = [_judge_size(size, pairs, summary) for size in sizes]
+    by_size = [_judge_size(size, pairs, summary, roles) for size in sizes]
     names = {arm: (titles or {}).get(arm, arm) for judged in by_size for arm in judged.arms}
     if not any(len(judged.arms) > 1 for judged in by_size):
         found = f"only {_join(sorted(names.values()))} has finished" if names else "no arm has finished"
@@ -297,7 +303,7 @@ def overall_verdict(
     segments = _segment(by_size)
     status = "decided" if any(segment[0].winner for segment in segments) else "undecided"
     lines = [line for segment in segments for line in _explain(segment, pairs, summary, cost, names)]
-    lines += _say_surety(pairs, question) + _find_unbeaten_baselines(by_size, pairs, summary, names)
+    lines += _say_surety(pairs, question) + _find_unbeaten_baselines(by_size, pairs, summary, titles or {}, roles)
     lines += _say_limits(by_size, summary, curves, names) + _list_flags(parity, "warns")
     return _verdict(_headline(segments, names), status, lines, _plan_next(by_size, pairs, summary, cost, names))
 
@@ -319,11 +325,13 @@ def _list_flags(parity: Mapping[str, Any], severity: str) -> list[str]:
     return [f"{word}: {flag['what']} ({', '.join(flag['arms']) or 'all arms'}): {flag['detail']}" for flag in flags]
 
 
-def _judge_size(size: int, pairs: Sequence[Pair], summary: Sequence[Mapping[str, Any]]) -> SizeVerdict:
+def _judge_size(
+    size: int, pairs: Sequence[Pair], summary: Sequence[Mapping[str, Any]], roles: Mapping[str, Role]
+) -> SizeVerdict:
     here = [pair for pair in pairs if pair["size"] == size]
     paired = [arm for pair in here for arm in (pair["a"], pair["b"])]
     finished = [row["arm"] for row in summary if row["size"] == size]
-    arms = [arm for arm in dict.fromkeys([*finished, *paired]) if arm not in FLOORS]
+    arms = [arm for arm in dict.fromkeys([*finished, *paired]) if roles[arm] is not Role.CHANCE]
     beaten = {pair["b"] if pair["verdict"] == "better" else pair["a"] for pair in here if _is_decided(pair)}
     unbeaten = [arm for arm in arms if arm not in beaten]
     rivals = [(a, b) for number, a in enumerate(unbeaten) for b in unbeaten[number + 1 :]]
@@ -463,13 +471,14 @@ def _find_unbeaten_baselines(
     by_size: Sequence[SizeVerdict],
     pairs: Sequence[Pair],
     summary: Sequence[Mapping[str, Any]],
-    names: Mapping[str, str],
+    titles: Mapping[str, str],
+    roles: Mapping[str, Role],
 ) -> list[str]:
-    """Cheap arms that the best trained arm is not shown to beat, at the largest size that has them."""
+    """Cheap arms and chance that the best trained arm is not shown to beat, at the largest size that has them."""
     lines = []
-    for baseline in (*BASELINES, *FLOORS):
+    for baseline in [arm for arm, role in roles.items() if not role.is_trained]:
         judged = next((j for j in reversed(by_size) if _has(baseline, j.size, pairs, summary)), None)
-        rivals = [arm for arm in judged.arms if arm not in BASELINES] if judged else []
+        rivals = [arm for arm in judged.arms if roles[arm].is_trained] if judged else []
         if not rivals:
             continue
         found = [(arm, _find_pair(pairs, arm, baseline, judged.size)) for arm in rivals]
@@ -479,7 +488,7 @@ def _find_unbeaten_baselines(
             if pair and _is_decided(pair) and (pair["a"] == arm) == (pair["verdict"] == "better")
         ]
         if not wins:
-            title, where = names.get(baseline, baseline), f"at {judged.size:,} labels"
+            title, where = titles.get(baseline, baseline), f"at {judged.size:,} labels"
             how = "no trained arm is shown to beat" if any(pair for _, pair in found) else "no arm was compared with"
             lines.append(f"Baseline: {how} {title} {where}.")
     return lines

@@ -12,9 +12,9 @@ import datasets
 import numpy as np
 
 from hftl.data.columns import choose_named
-from hftl.data.files import IMAGE_PATH_NAMES
 from hftl.data.label_columns import name_label_column
 from hftl.data.masks import upright_size
+from hftl.data.paths import IMAGE_PATH_NAMES, to_images
 from hftl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def read_rows(rows: datasets.Dataset, split: str, names: tuple[str, ...], args: 
     image, column = choose_picture(rows.features, args), choose_objects(rows.features, args)
     key = _class_field(column, rows.features[column])
     declared = _declared_names(rows.features[column], key)
-    rows = rows.with_format(None).cast_column(image, datasets.Image(decode=False))
+    rows = to_images(rows.with_format(None), image, args).cast_column(image, datasets.Image(decode=False))
     boxes, classes, good = [], [], []
     wanted = [name for name in (image, column, IMAGE_ID) if name in rows.column_names]
     for row_id, row in enumerate(rows.select_columns(wanted)):

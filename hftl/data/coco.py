@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 
+from hftl.data.paths import resolve_path
 from hftl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -134,12 +135,14 @@ def _find_files(path: Path, images: dict[int, dict[str, Any]]) -> list[str]:
     folders = [folder, folder / "images", folder.parent / path.name.split(".")[0].split("_")[-1]]
     found = []
     for key, entry in images.items():
-        name = Path(entry["file_name"])
-        if ".." in name.parts:
-            raise UserError(f"{path}: image {key}, {name}, leads out of the folder. Write a full path or move it.")
-        file = next((place / name for place in folders if (place / name).is_file()), None)
+        name = entry["file_name"]
+        try:
+            places = [resolve_path(name, place) for place in folders]
+        except UserError as error:
+            raise UserError(f"{path}: image {key}: {error}") from error
+        file = next((place for place in places if place.is_file()), None)
         if file is None:
-            places = ", ".join(map(str, dict.fromkeys(folders)))
-            raise UserError(f"{path}: the file of image {key}, {name}, is in none of {places}. Put it there.")
+            looked = ", ".join(map(str, dict.fromkeys(folders)))
+            raise UserError(f"{path}: the file of image {key}, {name}, is in none of {looked}. Put it there.")
         found.append(str(file))
     return found

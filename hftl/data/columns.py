@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hftl.data.files import IMAGE_PATH_NAMES
 from hftl.data.label_columns import name_label_columns
+from hftl.data.paths import IMAGE_PATH_NAMES, to_images
 from hftl.errors import MAX_NAMES, UserError, quote_names, shorten, unknown_name
 
 if TYPE_CHECKING:
@@ -84,7 +84,9 @@ def choose_inputs(features: datasets.Features, args: "DataArguments", modality: 
     return chosen
 
 
-def standardize_columns(splits: datasets.DatasetDict, columns: Columns, modality: Modality) -> datasets.DatasetDict:
+def standardize_columns(
+    splits: datasets.DatasetDict, columns: Columns, modality: Modality, args: "DataArguments"
+) -> datasets.DatasetDict:
     """Keeps the chosen columns under their canonical names, adds `row_id`, and makes inputs texts or images.
 
     Images are `datasets.Image`, which decodes a row when it is read and not before.
@@ -96,8 +98,9 @@ def standardize_columns(splits: datasets.DatasetDict, columns: Columns, modality
     names = dict(zip((*columns.inputs, columns.label), (*inputs, "label"), strict=True))
     for name in columns.inputs if modality == "text" else ():
         _check_text(name, splits["train"].features[name])
-    target = datasets.Image() if modality == "image" else datasets.Value("string")
-    return datasets.DatasetDict({split: _standardize(rows, names, inputs, target) for split, rows in splits.items()})
+    if modality == "image":
+        splits = datasets.DatasetDict({s: to_images(rows, columns.inputs[0], args) for s, rows in splits.items()})
+    return datasets.DatasetDict({split: _standardize(rows, names, inputs) for split, rows in splits.items()})
 
 
 def read_whole_numbers(rows: datasets.Dataset) -> datasets.Dataset:
@@ -113,13 +116,11 @@ def are_whole(values: pa.ChunkedArray) -> bool:
     return bool(pc.all(is_whole).as_py() is not False)
 
 
-def _standardize(
-    rows: datasets.Dataset, names: dict[str, str], inputs: tuple[str, ...], target: datasets.Image | datasets.Value
-) -> datasets.Dataset:
+def _standardize(rows: datasets.Dataset, names: dict[str, str], inputs: tuple[str, ...]) -> datasets.Dataset:
     rows = rows.with_format(None).select_columns(list(names)).rename_columns(names)
     for name in inputs:
-        if rows.features[name] != target:
-            rows = rows.cast_column(name, target)
+        if not isinstance(rows.features[name], datasets.Image) and rows.features[name] != datasets.Value("string"):
+            rows = rows.cast_column(name, datasets.Value("string"))
     rows = rows.add_column("row_id", np.arange(len(rows), dtype=np.int64))
     return rows.select_columns(["row_id", *inputs, "label"])
 

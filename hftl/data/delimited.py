@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hftl.data.encoding import ending, not_utf8, open_text
+from hftl.data.encoding import UNPACKED, ending, not_utf8, open_text
 from hftl.errors import UserError
 
 SEPARATORS = (",", "\t", ";", "|")
@@ -67,6 +67,8 @@ def find_layout(path: Path) -> Layout:
         return _find_layout(path)
     except UnicodeDecodeError as error:
         raise not_utf8(path) from error
+    except UNPACKED as error:
+        raise UserError(f"Cannot read {path}: {error}. Check the file.") from error
 
 
 def read_records(path: Path, layout: Layout) -> Iterator[list[str | None]]:

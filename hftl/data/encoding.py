@@ -92,7 +92,10 @@ def read_lines(path: Path) -> Iterator[str]:
 
 def not_utf8(path: Path) -> UserError:
     """What is wrong with a file that could not be read as UTF-8, and the command that mends it."""
-    data = read_bytes(path)
+    try:
+        data = read_bytes(path)
+    except UNPACKED as error:
+        return UserError(f"Cannot read {path}: {error}. Check the file.")
     found = detect_encoding(data)
     if found is None:
         place, count = _find_broken(data)

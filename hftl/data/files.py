@@ -1,4 +1,4 @@
-"""What do local files hold? Tables, image folders and `save_to_disk` folders become raw splits, rows as they are.
+"""What do local tables hold? They become raw splits, rows as they are.
 
 It must not know which columns matter or what a label means: names and types of columns are `columns` and `labels`.
 Nothing here reads the network.
@@ -7,7 +7,6 @@ Nothing here reads the network.
 import contextlib
 import glob
 import itertools
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,10 +14,10 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from hftl.data import coco, conll, delimited, json_rows, spans
 from hftl.data.encoding import ending, not_utf8, read_lines
+from hftl.data.paths import check_regular, resolve_images
 from hftl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -44,10 +43,6 @@ UNREADABLE = (
     OSError,
     StopIteration,
 )
-IMAGE_PATH_NAMES = ("image", "img", "image_path", "image_file", "file_name", "filename", "file_path", "path", "file")
-PAIRED_FOLDERS = ("images", "masks")
-MASK_NAMES = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask")
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "_annotations.coco.json")
 
 CHUNK = 10_000  # rows of a CSV that become one piece of a column
 
@@ -75,72 +70,18 @@ def read_tables(
     Raises:
         UserError: a file is missing, of an unknown kind, unreadable or without rows.
     """
-    tables = {split: _read_table(Path(path).expanduser()) for split, path in files.items()}
-    texts = {split: table for split, table in tables.items() if TABLE_FORMATS.get(ending(files[split])) == "csv"}
+    paths = {split: Path(path).expanduser() for split, path in files.items()}
+    tables = {split: _read_table(path) for split, path in paths.items()}
+    texts = {split: table for split, table in tables.items() if TABLE_FORMATS.get(ending(paths[split])) == "csv"}
     types = _find_numbers(texts, set(text_columns))
     tables |= {split: _cast_numbers(table, types[split]) for split, table in texts.items()}
-    return {split: _absolute_image_paths(table, files[split], image_column) for split, table in tables.items()}
-
-
-def read_folder(
-    folder: Path, *, text_columns: Iterable[str] = (), image_column: str | None = None
-) -> dict[str, datasets.Dataset]:
-    """Reads a `save_to_disk` folder, a folder of tables named by split (train.csv, ...), or a folder of images.
-
-    Images lie in one folder a class, with or without folders named by split above them, or beside a metadata table
-    with a `file_name` column, or in `images` with a mask of the same name in `masks`.
-
-    Raises:
-        UserError: the folder holds none of these.
-    """
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _read_saved(folder)
-    options = {"text_columns": text_columns, "image_column": image_column}
-    tables = {path.name.split(".")[0]: str(path) for path in sorted(folder.iterdir()) if is_table(path)}
-    if tables := {name: path for name, path in tables.items() if name.lower() in SPLIT_NAMES}:
-        return read_tables(tables, **options)
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
-    # Split folders only if all are: a folder of classes may well have one that is called `train`.
-    is_split = bool(children) and all(child.name.lower() in SPLIT_NAMES for child in children)
-    roots = {child.name: child for child in children} if is_split else {"train": folder}
-    metadata = {name: _metadata_file(root) for name, root in roots.items()}
-    if any(metadata.values()):
-        if missing := [str(roots[name]) for name, path in metadata.items() if path is None]:
-            raise UserError(f"Other splits have a metadata table but {missing[0]} has none; add one to it.")
-        return read_tables(metadata, **options)
-    if all((root / name).is_dir() for root in roots.values() for name in PAIRED_FOLDERS):
-        return {name: _read_pairs(root) for name, root in roots.items()}
-    return _read_image_folders(roots)
-
-
-def _read_saved(folder: Path) -> dict[str, datasets.Dataset]:
-    _check_inside(folder)
-    try:
-        saved = datasets.load_from_disk(str(folder))
-    # IndexError: `datasets` 5.2 writes a split without rows but cannot read it.
-    except (datasets.exceptions.DatasetsError, ValueError, OSError, KeyError, IndexError) as error:
-        raise UserError(f"Cannot read {folder} ({error}): a file is damaged or a split has no rows.") from error
-    return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-
-
-def _check_inside(folder: Path) -> None:
-    """The library opens any file that a `state.json` names; those of a sound folder lie beside it.
-
-    Raises:
-        UserError: one does not, or the file is damaged.
-    """
-    for state in [folder / "state.json", *folder.glob("*/state.json")]:
-        try:
-            entries = json.loads(state.read_text("utf-8"))["_data_files"] if state.is_file() else []
-            names = [entry["filename"] for entry in entries]
-            strange = [name for name in names if Path(name).name != name]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"Cannot read {state} ({error}): the file is damaged.") from error
-        if strange:
-            raise UserError(f"{state} names {strange[0]!r}, which is not beside it. Write the data set anew.")
+    return {
+        split: resolve_images(table, paths[split].absolute().parent, image_column) for split, table in tables.items()
+    }
 
 
 def _read_table(path: Path) -> datasets.Dataset:
+    check_regular(path)
     if not path.is_file():
         raise UserError(f"There is no file {path} (working folder: {Path.cwd()}).")
     if ending(path) == ".txt" and not conll.is_conll(path):
@@ -250,72 +191,3 @@ def _cast_numbers(table: datasets.Dataset, types: dict[str, str]) -> datasets.Da
     names = table.column_names
     features = datasets.Features({name: datasets.Value(types.get(name, "string")) for name in names})
     return datasets.Dataset(table.data.table.cast(features.arrow_schema)) if types else table
-
-
-def _absolute_image_paths(table: datasets.Dataset, path: str, image_column: str | None) -> datasets.Dataset:
-    """Makes image paths, which are relative to the folder of their table, absolute."""
-    folder = Path(path).expanduser().absolute().parent
-    names = [image_column] if image_column else [name for name in table.column_names if name in IMAGE_PATH_NAMES]
-    names += [name for name in MASK_NAMES if name in table.column_names and name not in names]
-    for name in names:
-        feature = table.features.get(name)
-        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-            values = table[name][:]
-            if name == image_column or is_image(Path(next(filter(None, values), ""))):
-                if outside := [value for value in values if value and ".." in Path(value).parts]:
-                    raise UserError(
-                        f"The image path {outside[0]!r} of {path} leads out of the folder of the table. Move the "
-                        "table to a folder above all images, or write full paths."
-                    )
-                absolute = [value and str(folder / value) for value in values]
-                table = table.remove_columns(name).add_column(name, absolute, feature=datasets.Value("string"))
-    return table
-
-
-def is_image(path: Path) -> bool:
-    """Whether the ending is one that Pillow reads; what is hidden is not."""
-    return path.suffix.lower() in Image.registered_extensions() and not path.name.startswith(".")
-
-
-def _metadata_file(folder: Path) -> str | None:
-    return next((str(folder / name) for name in METADATA_NAMES if (folder / name).is_file()), None)
-
-
-def _read_pairs(root: Path) -> datasets.Dataset:
-    """`images/NAME.*` and `masks/NAME.png` (or another kind), in the order of their names."""
-    images, masks = (
-        {path.stem: path for path in sorted((root / n).iterdir()) if is_image(path)} for n in PAIRED_FOLDERS
-    )
-    if not images:
-        raise UserError(f"{root / PAIRED_FOLDERS[0]} holds no images.")
-    if missing := [path for stem, path in images.items() if stem not in masks]:
-        raise UserError(
-            f"{missing[0]} has no mask: expected {root / PAIRED_FOLDERS[1] / missing[0].stem}.png. Missing are "
-            f"{len(missing)} of {len(images)}."
-        )
-    rows = {"image": [str(path.absolute()) for path in images.values()]}
-    rows["mask"] = [str(masks[stem].absolute()) for stem in images]
-    return datasets.Dataset.from_dict(
-        rows, features=datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
-    )
-
-
-def _read_image_folders(roots: dict[str, Path]) -> dict[str, datasets.Dataset]:
-    images = {name: sorted(filter(is_image, root.rglob("*"))) for name, root in roots.items()}
-    for name, root in roots.items():
-        if not images[name]:
-            raise UserError(
-                f"{root} holds no images; expected one folder a class with images in it, metadata.csv, tables named "
-                "train.csv (tsv, json, jsonl, parquet), or a folder written by save_to_disk."
-            )
-        if astray := [path for path in images[name] if path.parent.parent != root]:
-            raise UserError(f"{astray[0]} is not directly inside a class folder of {root}; expected CLASS/IMAGE.")
-    names = sorted({path.parent.name for paths in images.values() for path in paths})
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    return {
-        name: datasets.Dataset.from_dict(
-            {"image": [str(path.absolute()) for path in paths], "label": [path.parent.name for path in paths]},
-            features=features,
-        )
-        for name, paths in images.items()
-    }

@@ -4,19 +4,17 @@ This module must not compare rows, and must not drop or change one.
 """
 
 import hashlib
-import io
 import itertools
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import datasets
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hftl.data.images import ImageFault, decode_image, explained_decoding, load_bytes, open_image, strict_pillow
 from hftl.data.pixels import is_deep, read_values, to_rgb
 from hftl.data.similarity import THUMBNAIL, describe_images
 from hftl.records import count_cores
@@ -49,8 +47,7 @@ def look_at(rows: datasets.Dataset, split: str, modality: str) -> list[Look]:
     """One look at each row of a split in canonical columns."""
     if modality != "image":
         return list(_look_at_texts(rows))
-    with warnings.catch_warnings():  # of an image that is too large: it is a fault here
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with strict_pillow():
         return list(_look_at_images(rows, split))
 
 
@@ -93,7 +90,6 @@ def find_chat_fault(messages: list[dict]) -> str | None:
 
 def _look_at_images(rows: datasets.Dataset, split: str) -> Iterator[Look]:
     images = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    Image.preinit()  # threads would race to register Pillow's plugins
     batches = (images[start : start + BATCH]["image"] for start in range(0, len(images), BATCH))
     with (
         ThreadPoolExecutor(count_cores()) as pool,
@@ -115,59 +111,36 @@ def _look_at_batch(images: list[dict | None]) -> list[Look]:
 
 def _look_at_image(image: dict | None, thumbnail: np.ndarray) -> Look:
     """All but the signature, for which the thumbnail [THUMBNAIL, THUMBNAIL, 3] is filled."""
-    path, data = (image["path"], image["bytes"]) if image else (None, None)
-    if data is None and path is None:
-        return Look("no image")
+    path, data = image["path"] if image else None, b""
     try:
-        if data is None and Path(path).exists() and not Path(path).is_file():  # a pipe or a device has no end
-            return Look("unreadable file", path=path)
-        data = Path(path).read_bytes() if data is None else data
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        return Look("missing file" if isinstance(error, FileNotFoundError) else "unreadable file", path=path)
-    fault = _decode(data, thumbnail)
-    is_constant = fault is None and _is_constant(data, thumbnail)
-    return Look(fault, hashlib.sha256(data).digest(), path=path, is_constant=is_constant)
+        data = load_bytes(image)
+        opened = open_image({"bytes": data, "path": path})
+        drafted = opened.draft(None, (THUMBNAIL, THUMBNAIL))  # a JPEG is read to its end and scaled on the way
+        decode_image(opened)
+        with explained_decoding(path):
+            thumbnail[:] = _make_thumbnail(opened, drafted[1] if drafted else None)
+            is_constant = _is_constant(opened, thumbnail, data if drafted else None)
+    except ImageFault as fault:
+        return Look(fault.kind, hashlib.sha256(data).digest() if data else b"", path=path)
+    return Look(None, hashlib.sha256(data).digest(), path=path, is_constant=is_constant)
 
 
-def _is_constant(data: bytes, thumbnail: np.ndarray) -> bool:
-    """Whether all pixels are alike; only where the thumbnail leaves that open is the image decoded once more."""
-    with Image.open(io.BytesIO(data)) as image:
-        if np.ptp(thumbnail, axis=(0, 1)).any() and not image.has_transparency_data:
-            return False
-        if is_deep(image):
-            values = read_values(image)
-            return bool((values == values[0, 0]).all() or not np.isfinite(values).any())
-        return all(low == high for low, high in to_rgb(image).getextrema())
-
-
-def _decode(data: bytes, thumbnail: np.ndarray) -> str | None:
-    """Decodes an image to the end, which `Image.verify` does not: it does not see that a JPEG is cut off."""
-    if not data:
-        return "empty image file"
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            # Pillow warns from its limit on and refuses twice as many; a warning would come from every later reader.
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                return "image with too many pixels"
-            drafted = image.draft(None, (THUMBNAIL, THUMBNAIL))  # a JPEG is read to its end and scaled on the way
-            image.load()
-            image.getexif()  # `datasets` reads it to turn the image upright
-            thumbnail[:] = _make_thumbnail(image, drafted[1] if drafted else None)
-    except Image.DecompressionBombError:
-        return "image with too many pixels"
-    # Each format of Pillow fails in its own way: OSError, SyntaxError, ValueError, struct.error, ...
-    except Exception:
-        return "corrupt image"
-    return None
+def _is_constant(image: Image.Image, thumbnail: np.ndarray, data: bytes | None) -> bool:
+    """Whether all pixels are alike; where the thumbnail leaves that open, a scaled JPEG is decoded once more."""
+    if np.ptp(thumbnail, axis=(0, 1)).any():
+        return False
+    if is_deep(image):
+        values = read_values(image)
+        return bool((values == values[0, 0]).all() or not np.isfinite(values).any())
+    whole = image if data is None else open_image({"bytes": data})
+    return all(low == high for low, high in to_rgb(whole).getextrema())
 
 
 def _make_thumbnail(image: Image.Image, box: tuple[float, ...] | None = None) -> np.ndarray:
-    """RGB, uint8 [THUMBNAIL, THUMBNAIL, 3].
+    """RGB, uint8 [THUMBNAIL, THUMBNAIL, 3], of what a network reads.
 
     Args:
         image: any mode.
         box: what of it is the picture; a JPEG that was scaled on the way has a part of a pixel more at two edges.
     """
-    if is_deep(image):  # converted by Pillow, all above 255 would be white
-        image = to_rgb(image)
-    return np.asarray(image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, box, 2.0))
+    return np.asarray(to_rgb(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, box, 2.0))

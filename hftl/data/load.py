@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hftl import assets
-from hftl.data import files
+from hftl.data import files, folders, paths
 from hftl.data.columns import are_whole
+from hftl.data.images import read_bytes
 from hftl.errors import UserError, quote_names, shorten
 
 if TYPE_CHECKING:
@@ -80,13 +81,14 @@ def compute_fingerprint(dataset: datasets.Dataset) -> str:
 def _image_bytes(image: dict | None) -> bytes:
     if image is None:
         return b""
-    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+    return image["bytes"] if image["bytes"] is not None else read_bytes(image["path"])
 
 
 def _read_dataset(args: "DataArguments", options: dict) -> dict[str, datasets.Dataset]:
     name, path = args.dataset, Path(args.dataset).expanduser()
+    paths.check_regular(path)
     if path.is_dir():
-        return files.read_folder(path, **options)
+        return folders.read_folder(path, **options)
     if path.is_file():
         return files.read_tables({"train": str(path)}, **options)
     if assets.is_bundled(name):
@@ -98,10 +100,13 @@ def _read_dataset(args: "DataArguments", options: dict) -> dict[str, datasets.Da
 
 def _load_hub(args: "DataArguments") -> dict[str, datasets.Dataset]:
     try:
-        return dict(datasets.load_dataset(args.dataset, args.dataset_config, revision=args.dataset_revision))
+        splits = dict(datasets.load_dataset(args.dataset, args.dataset_config, revision=args.dataset_revision))
     # ValueError: an unknown configuration. RuntimeError: a loading script. OSError: everything about the network.
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"Cannot load the data set {args.dataset!r}: {error} {_HELP[_failure(error)]}") from error
+    for rows in splits.values():
+        paths.keep_inside(rows, paths.hub_homes(), args.dataset)
+    return splits
 
 
 def _failure(error: Exception) -> str:

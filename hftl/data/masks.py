@@ -5,7 +5,6 @@ class in each pixel, or what `mask_numbers` makes one, and 255 where nothing is 
 sizes that they read.
 """
 
-import io
 import logging
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hftl.data.columns import choose_named
-from hftl.data.files import IMAGE_PATH_NAMES, MASK_NAMES
+from hftl.data.images import ImageFault, find_turned_size, open_image, read_image, strict_pillow
 from hftl.data.label_columns import name_label_column
 from hftl.data.mask_numbers import (
     COLOR_MODES,
@@ -30,15 +29,13 @@ from hftl.data.mask_numbers import (
     suggest,
     to_classes,
 )
-from hftl.data.pixels import turn_upright
+from hftl.data.paths import IMAGE_PATH_NAMES, MASK_NAMES, to_images
 from hftl.errors import UserError
 from hftl.records import count_cores
 
 logger = logging.getLogger(__name__)
 
 BLURRED_FORMATS = ("JPEG", "MPO", "JPEG2000")  # of Pillow: the numbers that come out are not those that went in
-SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF tag Orientation of images that lie on their side
-ORIENTATION = 0x0112
 BATCH = 64  # rows that a thread looks at in one go
 
 
@@ -54,14 +51,15 @@ def read_masks(splits: datasets.DatasetDict, args: Any) -> datasets.DatasetDict:
         choose_image(splits["train"].features, args): "image",
         choose_mask(splits["train"].features, args): "mask",
     }
-    return datasets.DatasetDict({split: _standardize(rows, names) for split, rows in splits.items()})
+    return datasets.DatasetDict({split: _standardize(rows, names, args) for split, rows in splits.items()})
 
 
-def _standardize(rows: datasets.Dataset, names: dict[str, str]) -> datasets.Dataset:
-    rows = rows.with_format(None).select_columns(list(names)).rename_columns(names)
+def _standardize(rows: datasets.Dataset, names: dict[str, str], args: Any) -> datasets.Dataset:
+    rows = rows.with_format(None).select_columns(list(names))
     rows = rows.add_column("row_id", np.arange(len(rows), dtype=np.int64))
-    for name in ("image", "mask"):
-        rows = rows.cast_column(name, datasets.Image(decode=True))
+    for name in names:
+        rows = to_images(rows, name, args)
+    rows = rows.rename_columns(names)
     return rows.select_columns(["row_id", "image", "mask"])
 
 
@@ -125,8 +123,7 @@ def check_masks(
     raw = rows.cast_column("image", datasets.Image(decode=False)).cast_column("mask", datasets.Image(decode=False))
     batches = (raw[start : start + BATCH] for start in range(0, len(raw), BATCH))
     allowed = _list_numbers(coding, num_classes)
-    Image.preinit()  # threads would race to register Pillow's plugins
-    with ThreadPoolExecutor(count_cores()) as pool:
+    with strict_pillow(), ThreadPoolExecutor(count_cores()) as pool:
         looks = pool.map(lambda batch: list(_look(batch, coding, allowed)), batches)
         found = [item for items in looks for item in items]
     faults, tally = [item for item in found if isinstance(item, _Fault)], Tally({})
@@ -188,12 +185,11 @@ def _read(image: dict | None, mask: dict | None, coding: Coding) -> Tally | str:
     if mask is None:
         return "it has no mask. Add it, or remove the row."
     try:
-        with _open(mask) as opened:
-            is_blurred, upright = opened.format in BLURRED_FORMATS, turn_upright(opened)
-            upright.load()
-            numbers = read_numbers(upright, coding)
-    except Exception as error:  # each format of Pillow fails in its own way
-        return f"{_name(mask)} cannot be read: {error}. Repair it, or remove the row."
+        opened = open_image(mask)
+        is_blurred, upright = opened.format in BLURRED_FORMATS, read_image(opened)
+    except ImageFault as fault:
+        return f"{_name(mask)} cannot be read: {fault}. Repair it, or remove the row."
+    numbers = read_numbers(upright, coding)
     if is_blurred and (coding.values is None or coding.is_color):
         return (
             f"{_name(mask)} is a JPEG, which changes numbers at edges. Save masks as PNG, or say which number each "
@@ -229,17 +225,11 @@ def _describe_colors(mask: Image.Image) -> str:
 
 
 def upright_size(image: dict | None) -> tuple[int, int] | None:
-    """Width and height as `datasets` turns the image; None for one that cannot be read, which the audit says."""
+    """Width and height of the upright image; None for one that cannot be read, which the audit says."""
     try:
-        with _open(image) as opened:
-            size = opened.size
-            return size[::-1] if opened.getexif().get(ORIENTATION) in SIDEWAYS else size
-    except Exception:
+        return find_turned_size(image)
+    except ImageFault:
         return None
-
-
-def _open(image: dict) -> Image.Image:
-    return Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"])
 
 
 def _name(mask: dict) -> str:

@@ -5,16 +5,16 @@ bits are often stored in 16, and integers from 0 to 255 in 32. So the range is m
 image processor, and the same for every image that the network ever reads. This module must not know networks.
 """
 
-import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import datasets
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from hftl.data.images import decode_image, explained_decoding, open_image, read_image, read_row, strict_pillow
 from hftl.errors import UserError
 from hftl.records import count_cores
 
@@ -31,9 +31,28 @@ CUT_MODE = "16 bits a color"  # no mode of Pillow, which has none for it
 BATCH = 64  # images that a thread looks at in one go
 
 
-def turn_upright(image: Image.Image) -> Image.Image:
-    """The image as a viewer shows it, by its EXIF orientation, as `datasets` turns files."""
-    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation) is not None else image
+def read_rgb(image: Any, pixel_range: Range | None) -> Image.Image:
+    """An image as a network reads it, upright and in 8 bits a color.
+
+    Args:
+        image: as `images.read_image` takes it.
+        pixel_range: of the data that the network was trained on; None: they had 8 bits.
+
+    Raises:
+        UserError: it cannot be read, or its numbers are of another kind than those of train.
+    """
+    opened = read_image(image)
+    with explained_decoding(None):  # Pillow knows modes that it cannot convert
+        return to_known_rgb(opened, pixel_range)
+
+
+def read_rgb_rows(images: Sequence[Any], row_ids: Iterable[int], pixel_range: Range | None) -> list[Image.Image]:
+    """`read_rgb` of the images of some rows; an error names the row."""
+    with strict_pillow():
+        return [
+            read_row(image, row_id, lambda found: read_rgb(found, pixel_range))
+            for image, row_id in zip(images, row_ids, strict=True)
+        ]
 
 
 def to_rgb(image: Image.Image, pixel_range: Range | None = None) -> Image.Image:
@@ -95,16 +114,15 @@ def measure_span(values: np.ndarray) -> Range:
 
 
 def measure_range(rows: datasets.Dataset) -> Range | None:
-    """The range of the deep images among the rows of a split with readable images; None: there are none.
+    """The range of the deep images among the rows of a split; None: there are none.
 
     Raises:
-        UserError: deep images of two modes do not fit one range.
+        UserError: an image cannot be read, or deep images of two modes do not fit one range.
     """
-    images = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    batches = (images[start : start + BATCH]["image"] for start in range(0, len(images), BATCH))
-    Image.preinit()  # threads would race to register Pillow's plugins
+    images = rows.select_columns(["row_id", "image"]).cast_column("image", datasets.Image(decode=False))
+    batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
     spans: dict[str, list[Range]] = {}
-    with ThreadPoolExecutor(count_cores()) as pool:
+    with strict_pillow(), ThreadPoolExecutor(count_cores()) as pool:
         for found in pool.map(_measure_images, batches):
             for mode, span in found:
                 spans.setdefault(mode, []).append(span)
@@ -114,16 +132,20 @@ def measure_range(rows: datasets.Dataset) -> Range | None:
     return choose_range(*_join(span for found in spans.values() for span in found)) if ranges else None
 
 
-def _measure_images(images: list[dict[str, Any]]) -> list[tuple[str, Range]]:
-    """Mode and span of the deep ones; of all others, but for those of 16 bits a color, the header alone is read."""
-    found = []
-    for fields in images:
-        with Image.open(io.BytesIO(fields["bytes"]) if fields["bytes"] is not None else fields["path"]) as image:
-            if is_deep(image):  # I;16B and I;16L are I;16 as well
-                found.append((image.mode[:4], measure_span(read_values(image))))
-            elif _is_cut(image):
-                found.append((CUT_MODE, measure_span(np.asarray(image.convert("RGB")))))
-    return found
+def _measure_images(rows: dict[str, list]) -> list[tuple[str, Range]]:
+    pairs = zip(rows["image"], rows["row_id"], strict=True)
+    found = [read_row(image, row_id, _measure_image) for image, row_id in pairs]
+    return [item for item in found if item is not None]
+
+
+def _measure_image(image: dict[str, Any]) -> tuple[str, Range] | None:
+    """Mode and span if it is deep; of all others, but for those of 16 bits a color, the header alone is read."""
+    opened = open_image(image)
+    if is_deep(opened):  # I;16B and I;16L are I;16 as well
+        return opened.mode[:4], measure_span(read_values(decode_image(opened, image["path"])))
+    if _is_cut(opened):
+        return CUT_MODE, measure_span(np.asarray(decode_image(opened, image["path"]).convert("RGB")))
+    return None
 
 
 def _is_cut(image: Image.Image) -> bool:

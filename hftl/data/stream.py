@@ -16,7 +16,10 @@ import pyarrow.parquet as pq
 
 from hftl.data import coco, conll, delimited, files, json_rows, spans
 from hftl.data.encoding import UNPACKED, ending, read_lines
+from hftl.data.folders import find_images
+from hftl.data.images import is_image
 from hftl.data.load import load_splits
+from hftl.data.paths import check_regular, is_text
 from hftl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ class Stream:
         read: names of columns, rows of a window -> windows.
         num_rows: None where only reading tells.
         named_by: a column that says where a row comes from, such as the file of an image.
-        folder: which paths of images are relative to.
+        folder: which paths of images are relative to; None: they are full, or the user's own words.
         is_table: whether its columns bear names that the user gave, and not those of a kind of file.
     """
 
@@ -44,7 +47,7 @@ class Stream:
     read: Callable[[list[str], int], Iterator[Window]]
     num_rows: int | None = None
     named_by: str | None = None
-    folder: Path = Path()
+    folder: Path | None = None
     is_table: bool = True
 
 
@@ -62,12 +65,13 @@ def open_stream(source: str, args: "DataArguments", modality: str, lines: Iterab
     """
     path = Path(source).expanduser()
     if source == "-":
-        return _stream_lines(lambda: lines, modality, Path())
+        return _stream_lines(lambda: lines, modality, None)
+    check_regular(path)
     if path.is_file():
         return _stream_file(path, modality)
     if path.is_dir() and modality == "image" and not _is_data_set(path):
         return _stream_images(path)
-    return _stream_data_set(source, args)
+    return _stream_data_set(source, args, modality)
 
 
 def pick_split(splits: datasets.DatasetDict, split: str, source: str) -> datasets.Dataset:
@@ -91,13 +95,16 @@ def split_name(source: str) -> tuple[str, str]:
     return source[: len(source) - len(tail) - 1], tail
 
 
-def _stream_data_set(source: str, args: "DataArguments") -> Stream:
+def _stream_data_set(source: str, args: "DataArguments", modality: str) -> Stream:
     name, split = split_name(source)
     rows = pick_split(load_splits(name_source(args, name)), split, name).with_format(None)
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
-    return _stream_rows(rows)
+    path = Path(name).expanduser()
+    if modality == "image" and not path.exists():  # texts of the Hub name no files of this machine
+        rows = rows.remove_columns([column for column, feature in rows.features.items() if is_text(feature)])
+    return _stream_rows(rows, path if path.is_dir() else path.parent)
 
 
 def name_source(args: "DataArguments", name: str) -> "DataArguments":
@@ -116,7 +123,7 @@ _TABLES = {*files.SPLIT_NAMES, "metadata"}
 
 
 def _stream_images(folder: Path) -> Stream:
-    paths = sorted(filter(files.is_image, folder.rglob("*")))
+    paths = find_images(folder)
     if not paths:
         raise UserError(f"{folder} holds no images.")
     named = [str(path.relative_to(folder)) for path in paths]
@@ -137,7 +144,7 @@ def _stream_image_columns(columns: dict[str, list[str]]) -> Stream:
 def _stream_file(path: Path, modality: str) -> Stream:
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); give rows.")
-    if modality == "image" and files.is_image(path):
+    if modality == "image" and is_image(path):
         return _stream_image_columns({"image": [str(path)], "file": [path.name]})
     kind = files.TABLE_FORMATS.get(ending(path))
     if kind == "csv":
@@ -161,7 +168,7 @@ def _stream_file(path: Path, modality: str) -> Stream:
     )
 
 
-def _stream_lines(open_lines: Callable[[], Iterable[str]], modality: str, folder: Path) -> Stream:
+def _stream_lines(open_lines: Callable[[], Iterable[str]], modality: str, folder: Path | None) -> Stream:
     name = "image" if modality == "image" else "text"
 
     def read(names: list[str], size: int) -> Iterator[Window]:
@@ -172,12 +179,12 @@ def _stream_lines(open_lines: Callable[[], Iterable[str]], modality: str, folder
     return Stream(datasets.Features({name: datasets.Value("string")}), read, folder=folder, is_table=False)
 
 
-def _stream_rows(rows: datasets.Dataset) -> Stream:
+def _stream_rows(rows: datasets.Dataset, folder: Path | None = None) -> Stream:
     def read(names: list[str], size: int) -> Iterator[Window]:
         chosen = rows.select_columns(names)
         yield from (chosen[start : start + size] for start in range(0, len(rows), size))
 
-    return Stream(rows.features, read, len(rows))
+    return Stream(rows.features, read, len(rows), folder=folder)
 
 
 def _stream_parquet(path: Path) -> Stream:

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import torch
 
+from hftl.data.images import read_image
 from hftl.hub.load_check import MOST_KEPT, NUM_KEPT, build_inputs, compute_logits
 from hftl.records import CANARY_FILE, write_atomically
 from hftl.tasks.base import Task
@@ -46,9 +47,10 @@ def _answer(trainer: Any, task: Task, processor: Any, rows: datasets.Dataset) ->
     network.eval()
     chosen = np.unique(np.linspace(0, len(rows) - 1, task.num_canary_rows).round().astype(int))
     if "image" in rows.column_names:
-        rows = rows.cast_column("image", datasets.Image(decode=True))
+        rows = rows.cast_column("image", datasets.Image(decode=False))
     kept = []
     for row in rows.select(chosen):
+        row = row | ({"image": read_image(row["image"])} if "image" in row else {})
         canary = {"row_id": int(row["row_id"])} | task.canary_row(row, processor)
         inputs = build_inputs(processor, canary)
         on_device = {name: tensor.to(trainer.args.device) for name, tensor in inputs.items()}

@@ -1,6 +1,5 @@
 """A page to try a model by hand: one input, the answer of one model, or of two beside each other. Needs Gradio."""
 
-import io
 import os
 import secrets
 import tempfile
@@ -8,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image
 
 from hftl.data.labels import MULTI, REGRESSION
+from hftl.data.pixels import read_rgb
 from hftl.errors import UserError
 from hftl.inference.doorkeeper import PARAMETER, Doorkeeper
 from hftl.inference.predictor import Predictor
@@ -124,7 +123,7 @@ def read_examples(predictor: Predictor) -> list[list[Any]]:
         return []
     rows = pq.read_table(folder / CANARY_FILE).to_pydict()
     if predictor.task.modality == "image":
-        return [[Image.open(io.BytesIO(data))] for data in rows["image"]]
+        return [[read_rgb({"bytes": data}, None)] for data in rows["image"]]
     names = [name for name in ("text", "text_pair") if name in rows]
     return [list(row) for row in zip(*(rows[name] for name in names), strict=True)]
 
@@ -132,7 +131,7 @@ def read_examples(predictor: Predictor) -> list[list[Any]]:
 def _build_inputs(predictor: Predictor) -> list[Any]:
     gr = _gradio()
     if predictor.task.modality == "image":
-        return [gr.Image(type="pil", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280)]
+        return [gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280)]
     names = {"language": ["Prompt"]}.get(predictor.task.modality, ["Text", "Pair"][: predictor.source.num_inputs or 1])
     return [gr.Textbox(label=name, lines=3, max_lines=12) for name in names]
 

@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -12,12 +12,14 @@ import torch
 from scipy import special
 from tqdm.auto import tqdm
 
-from hftl.compare.stats import crossed_interval, wilson
+from hftl.compare.stats import score_interval
+from hftl.config import DataArguments
 from hftl.data.faults import leave_out
 from hftl.data.inputs import list_texts
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.stream import name_source, pick_split, split_name
 from hftl.inference.predictor import Predictor, recall_columns
+from hftl.metrics import base
 from hftl.run_folder import explained_resources
 from hftl.tasks import scores_of
 from hftl.tasks.base import stack_kept
@@ -111,14 +113,21 @@ def evaluate(predictor: Predictor, source: str) -> Evaluation:
 def prepare_rows(predictor: Predictor, source: str) -> datasets.Dataset:
     """Model inputs of a source with labels that the network knows."""
     name, split = split_name(source)
-    return encode_rows(predictor, pick_split(load_splits(name_source(predictor.source.data, name)), split, name))
+    data = name_source(predictor.source.data, name)
+    return encode_rows(predictor, pick_split(load_splits(data), split, name), data)
 
 
-def encode_rows(predictor: Predictor, raw: datasets.Dataset) -> datasets.Dataset:
-    """Raw rows with labels -> model inputs."""
-    task, labels, data = predictor.task, predictor.source.labels, predictor.source.data
+def encode_rows(predictor: Predictor, raw: datasets.Dataset, data: DataArguments | None = None) -> datasets.Dataset:
+    """Raw rows with labels -> model inputs.
+
+    Args:
+        predictor: the network.
+        raw: rows as they were loaded.
+        data: what loaded them; None: what loaded those of the run.
+    """
+    task, data, labels = predictor.task, data or predictor.source.data, predictor.source.labels
     if task.modality != "language":  # whose column to go on from is not all that is learnt
-        data = recall_columns(predictor.source, raw.features)
+        data = recall_columns(replace(predictor.source, data=data), raw.features)
     known = task.read_known(raw, data, labels)
     faults = list(task.find_faults(known, labels))
     if task.modality != "image":
@@ -162,10 +171,12 @@ def compute_intervals(
         return dict.fromkeys(names, none)
     table = {name: np.asarray(values) for name, values in task.describe_predictions(kept, rows, info).items()}
     scores = scores_of(info.problem_type)
-    limits = {name: compute_row_limits(by_row, table) for name in names if (by_row := scores[name].by_row)}
+    limits = {name: compute_row_limits(scores[name], table) for name in names if scores[name].by_row}
     if missing := [name for name in names if name not in limits]:
         halves = _jackknife(predictor, kept, rows)
-        limits |= {name: (names[name] - halves[name], names[name] + halves[name]) for name in missing}
+        for name in missing:
+            edges = names[name] - halves[name], names[name] + halves[name]
+            limits[name] = tuple(float(edge) for edge in np.clip(edges, *scores[name].bounds))
     return {name: pair if None not in pair and np.isfinite(pair).all() else none for name, pair in limits.items()}
 
 
@@ -185,22 +196,17 @@ def _jackknife(predictor: Predictor, kept: np.ndarray, rows: datasets.Dataset) -
     return {name: factor * float(np.std([scores[name] for scores in found])) for name in found[0]}
 
 
-def compute_row_limits(
-    compute: Callable[[dict[str, np.ndarray]], np.ndarray], table: Mapping[str, np.ndarray]
-) -> tuple[float | None, float | None]:
-    """95 % limits of a mean over rows: Wilson's for a share of them, else Student's; None where there are none.
+def compute_row_limits(score: base.Score, table: Mapping[str, np.ndarray]) -> tuple[float | None, float | None]:
+    """95 % limits over new rows like those of `table`; None where there are none.
 
     Args:
-        compute: `by_row` of a score.
-        table: columns of `predictions.parquet`.
+        score: one with `by_row`.
+        table: the columns of `predictions.parquet`.
     """
-    by_row = compute(dict(table))
+    by_row = score.by_row(dict(table))
     if not np.isfinite(by_row).all():
         return None, None
-    if np.isin(by_row, (0, 1)).all():
-        interval = wilson(int(by_row.sum()), len(by_row))
-    else:
-        interval = crossed_interval(by_row[None, :])
+    interval = score_interval(by_row[None, :], score.bounds)
     return interval.low, interval.high
 
 

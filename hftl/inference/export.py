@@ -25,8 +25,7 @@ from hftl.inference.evaluation import prepare_rows
 from hftl.inference.predictor import Predictor
 from hftl.inference.run_rows import load_run_rows
 from hftl.merge import TOLERANCE
-from hftl.metrics import compute_predictions
-from hftl.metrics.rows import ROW_SCORES
+from hftl.metrics import SCORES, compute_predictions
 from hftl.records import write_json
 
 NUM_ROWS = 1000  # that are asked, at most
@@ -203,7 +202,7 @@ def _compare(
         agreement = float(np.mean([np.array_equal(a, b) for a, b in zip(*predictions, strict=True)]))
     loss, metric = None, METRICS.get(kind)
     if labels is not None and metric is not None and kind != MULTI and len(labels) > 1:
-        before, after = (ROW_SCORES[metric]({"label": labels, "prediction": found}) for found in predictions)
+        before, after = (SCORES[metric].by_row({"label": labels, "prediction": found}) for found in predictions)
         interval = crossed_interval((after - before)[None, :], unit=1.0 if kind == SINGLE else 0.0)
         loss = (interval.mid, interval.low, interval.high)
     difference, spread = float(np.abs(logits - expected).max()), float(expected.std())

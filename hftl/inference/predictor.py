@@ -17,7 +17,9 @@ from peft import PeftModel
 from PIL import Image
 
 from hftl.config import DataArguments
-from hftl.data.pixels import Range, kept_range, to_known_rgb, turn_upright
+from hftl.data.images import strict_pillow
+from hftl.data.paths import resolve_path
+from hftl.data.pixels import Range, kept_range, read_rgb
 from hftl.data.stream import infer_features
 from hftl.errors import UserError, quote_names
 from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
@@ -108,7 +110,7 @@ class Predictor:
         *,
         on_bad_rows: str = "error",
         first: int = 0,
-        folder: Path = Path(),
+        folder: Path | None = None,
     ) -> dict[str, list]:
         """Answer one window.
 
@@ -117,7 +119,7 @@ class Predictor:
             options: what is asked for.
             on_bad_rows: `error`, or `skip` for an answer of None.
             first: `row_id` of the first row.
-            folder: which paths of images are relative to.
+            folder: which paths of images are relative to; None: they are the caller's own words.
 
         Returns:
             `row_id` and the columns of the task, in the order of the rows.
@@ -325,11 +327,11 @@ def _column_flag(source: ModelSource) -> str:
 
 
 def check_window(
-    columns: dict[str, list], folder: Path, pixel_range: Range | None = None
+    columns: dict[str, list], folder: Path | None, pixel_range: Range | None = None
 ) -> tuple[dict[str, list], list[str | None]]:
     """Texts as texts, images decoded to RGB; and what is wrong with each row."""
     readers: dict[str, Callable[[Any], Any]] = {
-        "image": lambda value: to_known_rgb(_read_image(value, folder), pixel_range),
+        "image": lambda value: read_rgb(_find_image(value, folder), pixel_range),
         "words": _read_words,
     }
     read = {name: list(_read_all(values, readers.get(name, _read_text), name)) for name, values in columns.items()}
@@ -350,7 +352,7 @@ def _read_all(values: list, read: Callable[[Any], Any], name: str) -> Iterable[A
 
     if name != "image":
         return map(attempt, values)
-    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
+    with strict_pillow(), ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
         return list(pool.map(attempt, values))
 
 
@@ -368,18 +370,15 @@ def _read_words(value: Any) -> list[str]:
     return words
 
 
-def _read_image(value: Any, folder: Path) -> Image.Image:
-    """Upright and decoded, as `datasets` does it for training."""
-    if isinstance(value, Image.Image):
-        return turn_upright(value)
+def _find_image(value: Any, folder: Path | None) -> Any:
+    """What `read_rgb` reads; a path in data lies below their folder, one of a caller is a path like any other."""
     if isinstance(value, (np.ndarray, list)):
-        value = datasets.Image().encode_example(np.asarray(value))
-    if value is None or value == "":
-        raise UserError("no image")
-    fields = value if isinstance(value, dict) else {"bytes": None, "path": str(folder / Path(value).expanduser())}
-    if fields.get("bytes") is None and not Path(fields["path"]).is_file():
-        raise UserError(f"there is no file {fields['path']}")
-    return datasets.Image().decode_example(fields)
+        return datasets.Image().encode_example(np.asarray(value))
+    fields = value if isinstance(value, dict) else {"path": value} if isinstance(value, (str, Path)) else None
+    if fields and fields.get("bytes") is None and fields.get("path"):
+        path = str(fields["path"])
+        return Path(path).expanduser() if folder is None else resolve_path(path, folder)
+    return value
 
 
 def _find_device() -> torch.device:

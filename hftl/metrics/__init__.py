@@ -14,7 +14,7 @@ from scipy.special import expit, softmax
 
 from hftl.errors import UserError, unknown_name
 from hftl.metrics import classification, language, multilabel, regression
-from hftl.metrics.base import LANGUAGE, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKEN_SUMS, Metric
+from hftl.metrics.base import LANGUAGE, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKEN_SUMS, Metric, Score
 
 if TYPE_CHECKING:
     import evaluate
@@ -44,28 +44,26 @@ METRICS: dict[str, type[Metric]] = {
     "confusion_matrix": classification.ConfusionMatrix,
 }
 
-_SCORES = {name: cls.greater_is_better for name, cls in METRICS.items() if cls.greater_is_better is not None}
+SCORES: dict[str, Score] = {
+    name: Score(cls.greater_is_better, cls.by_row, bounds=cls.bounds)
+    for name, cls in METRICS.items()
+    if cls.greater_is_better is not None
+}
+"""What is known of each metric that is one number."""
+
+# The first of a problem type selects a checkpoint and leads a comparison where nobody says otherwise. mse for
+# regression, because a correlation is undefined for the constant predictions of an untrained or dead model.
+_LEADING = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "mse", LANGUAGE: "bits_per_byte"}
 _REPORT = {
     problem_type: tuple(name for name, cls in METRICS.items() if problem_type in cls.inputs)
-    for problem_type in (SINGLE_LABEL, MULTI_LABEL, REGRESSION, LANGUAGE)
+    for problem_type in _LEADING
 }
 
-PROBLEM_METRICS: dict[str, tuple[str, ...]] = {
-    problem_type: tuple(name for name in names if name in _SCORES) for problem_type, names in _REPORT.items()
+PROBLEM_SCORES: dict[str, dict[str, Score]] = {
+    problem_type: {name: SCORES[name] for name in (leading, *_REPORT[problem_type]) if name in SCORES}
+    for problem_type, leading in _LEADING.items()
 }
-"""Problem type (transformers' word) -> the names that `compute_metrics` returns."""
-
-# mse for regression, because a correlation is undefined for the constant predictions of an untrained or dead model.
-BEST_METRIC: dict[str, tuple[str, bool]] = {
-    problem_type: (name, _SCORES[name])
-    for problem_type, name in {
-        SINGLE_LABEL: "accuracy",
-        MULTI_LABEL: "f1_micro",
-        REGRESSION: "mse",
-        LANGUAGE: "bits_per_byte",
-    }.items()
-}
-"""Problem type -> (the metric that selects a checkpoint by default, whether greater is better)."""
+"""Problem type (transformers' word) -> the scores that `compute_metrics` returns, the leading one first."""
 
 
 def load_metric(name: str, label_names: Sequence[str] = ()) -> "evaluate.Metric":
@@ -75,13 +73,6 @@ def load_metric(name: str, label_names: Sequence[str] = ()) -> "evaluate.Metric"
     if name not in METRICS:
         raise unknown_name("metric", name, METRICS)
     return Module(METRICS[name](label_names))
-
-
-def greater_is_better(metric_name: str) -> bool:
-    """Whether a greater value means a better model."""
-    if metric_name not in _SCORES:
-        raise unknown_name("metric to compare by", metric_name, _SCORES)
-    return _SCORES[metric_name]
 
 
 def compute_probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
@@ -113,17 +104,17 @@ def compute_metrics(
     Args:
         logits: the model's outputs, [N, C]; for regression [N, 1] or [N].
         labels: class indices [N], multi-hot [N, C], or values [N] or [N, 1].
-        problem_type: a key of `PROBLEM_METRICS`.
+        problem_type: a key of `PROBLEM_SCORES`.
         label_names: the C class names in the order of the outputs; not used for regression.
 
     Returns:
-        A float for each of `PROBLEM_METRICS[problem_type]`; all of them nan, with one warning, when a
+        A float for each of `PROBLEM_SCORES[problem_type]`; all of them nan, with one warning, when a
         probability or value (see `compute_probabilities`) is not finite.
 
     Raises:
         UserError: no examples, shapes that do not fit, or labels that no class has.
     """
-    return _score(PROBLEM_METRICS, logits, labels, problem_type, label_names)
+    return _score(PROBLEM_SCORES, logits, labels, problem_type, label_names)
 
 
 def compute_report(logits: np.ndarray, labels: np.ndarray, problem_type: str, label_names: Sequence[str]) -> dict:
@@ -149,7 +140,7 @@ def compute_token_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
         sums: the columns of `TOKEN_SUMS`, [N] each.
 
     Returns:
-        A float for each of `PROBLEM_METRICS["language_modeling"]`; nan where a likelihood is not finite.
+        A float for each of `PROBLEM_SCORES["language_modeling"]`; nan where a likelihood is not finite.
 
     Raises:
         UserError: no row has a predicted token.
@@ -157,7 +148,7 @@ def compute_token_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     if not np.sum(sums["num_tokens"]):
         raise UserError("No tokens to compute metrics on: every row is a prompt, or empty. Check the split.")
     result = {}
-    for name in PROBLEM_METRICS[LANGUAGE]:
+    for name in PROBLEM_SCORES[LANGUAGE]:
         result.update(METRICS[name]().compute(**{column: np.asarray(sums[column]) for column in TOKEN_SUMS}))
     return result
 
@@ -174,7 +165,7 @@ def _score(names_by_problem: dict, logits, labels, problem_type: str, label_name
     is_bad = ~np.isfinite(probabilities.reshape(len(probabilities), -1)).all(axis=1)  # [N]
     if is_bad.any():
         logger.warning("%d of %d rows of model outputs are not finite: every metric is nan", is_bad.sum(), len(is_bad))
-        return {name: float("nan") if name in _SCORES else None for name in names}
+        return {name: float("nan") if name in SCORES else None for name in names}
     columns = {
         "probabilities": probabilities,
         "predictions": compute_predictions(logits, problem_type),
@@ -188,8 +179,8 @@ def _score(names_by_problem: dict, logits, labels, problem_type: str, label_name
 
 
 def _check_problem_type(problem_type: str) -> None:
-    if problem_type not in PROBLEM_METRICS:
-        raise unknown_name("problem type", problem_type, PROBLEM_METRICS)
+    if problem_type not in PROBLEM_SCORES:
+        raise unknown_name("problem type", problem_type, PROBLEM_SCORES)
 
 
 def _check_shapes(logits: tuple, labels: tuple, problem_type: str, num_labels: int) -> None:

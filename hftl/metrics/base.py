@@ -4,9 +4,12 @@ scikit-learn and scipy.stats are imported by the formulas when the first score i
 Must not know: any formula, any other metric, where the predictions come from.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from datasets import Features, List, Value
 
 SINGLE_LABEL = "single_label_classification"
@@ -29,8 +32,33 @@ TOKEN_SUMS = Features(
 )
 
 
+Spread = Callable[[dict[str, np.ndarray]], np.ndarray]
+"""From the columns of `predictions.parquet` to values [N] whose mean is a score and whose spread is that of the score
+over new rows; see `hftl.metrics.spread`."""
+
+SHARE, POSITIVE, CORRELATION = (0.0, 1.0), (0.0, math.inf), (-1.0, 1.0)
+"""Ranges of scores."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """All that is known of one number by which models are compared, whatever computes it.
+
+    Attributes:
+        greater_is_better: the direction in which a model improves.
+        by_row: how it varies over new rows. None: it has no interval in a comparison.
+        is_written: it is of texts that the model writes, so that it is not known while training.
+        bounds: the lowest and the highest value that it can have.
+    """
+
+    greater_is_better: bool = True
+    by_row: Spread | None = None
+    is_written: bool = False
+    bounds: tuple[float, float] = SHARE
+
+
 class Metric:
-    """Base class of every metric: a subclass sets the two class attributes and writes `compute`.
+    """Base class of every metric: a subclass sets the class attributes and writes `compute`.
 
     Args:
         label_names: the name of every class, in the order of the model's outputs. With none, the metrics that count
@@ -45,6 +73,12 @@ class Metric:
 
     greater_is_better: ClassVar[bool | None] = True
     """The direction in which a model improves; None for a table, which is part of the report and never compared."""
+
+    by_row: ClassVar[Spread | None] = None
+    """How the score varies over new rows."""
+
+    bounds: ClassVar[tuple[float, float]] = SHARE
+    """The lowest and the highest value of the score."""
 
     def __init__(self, label_names: Sequence[str] = ()):
         self.label_names = list(label_names)

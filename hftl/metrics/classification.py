@@ -3,11 +3,20 @@
 Classes without an example: see each metric. Must not know: logits, models, how a run uses a score.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from hftl.metrics.base import CLASS_PROBABILITIES, CLASSES, MULTI_HOT, MULTI_LABEL, SINGLE_LABEL, Metric
+from hftl.metrics.base import CLASS_PROBABILITIES, CLASSES, MULTI_HOT, MULTI_LABEL, POSITIVE, SINGLE_LABEL, Metric
+from hftl.metrics.spread import (
+    spread_balanced_accuracy,
+    spread_calibration_error,
+    spread_f1_macro,
+    spread_f1_weighted,
+    spread_log_loss,
+)
 
-NUM_CALIBRATION_BINS = 15  # Guo et al. 2017, table 1
+CALIBRATION_EDGES = np.linspace(0, 1, 16)[1:-1]  # between the 15 bins of Guo et al. 2017, table 1
 
 
 def _precision_recall_f1(predictions, references, labels: list[int] | None, average: str | None) -> tuple:
@@ -21,10 +30,16 @@ def _precision_recall_f1(predictions, references, labels: list[int] | None, aver
     return sk.precision_recall_fscore_support(references, predictions, labels=labels, average=average, zero_division=0)
 
 
+def _spread(table: dict[str, np.ndarray], spread: Callable[..., np.ndarray]) -> np.ndarray:
+    """`spread` of a score that counts over all classes, of which the probabilities tell the number."""
+    return spread(table["label"], table["prediction"], table["probabilities"].shape[1])
+
+
 class Accuracy(Metric):
     """Fraction of examples whose class is predicted, in [0, 1]."""
 
     inputs = {SINGLE_LABEL: CLASSES}
+    by_row = staticmethod(lambda table: (table["label"] == table["prediction"]).astype(float))
 
     def compute(self, predictions, references):
         from sklearn import metrics as sk
@@ -36,6 +51,7 @@ class BalancedAccuracy(Metric):
     """Mean recall over the classes that have an example, in [0, 1]; classes without one have no recall."""
 
     inputs = {SINGLE_LABEL: CLASSES}
+    by_row = staticmethod(lambda table: spread_balanced_accuracy(table["label"], table["prediction"]))
 
     def compute(self, predictions, references):
         from sklearn import metrics as sk
@@ -55,6 +71,7 @@ class F1Macro(Metric):
     """
 
     inputs = {MULTI_LABEL: MULTI_HOT, SINGLE_LABEL: CLASSES}
+    by_row = staticmethod(lambda table: _spread(table, spread_f1_macro))
 
     def compute(self, predictions, references):
         return {"f1_macro": float(_precision_recall_f1(predictions, references, self.labels, "macro")[2])}
@@ -64,6 +81,7 @@ class F1Weighted(Metric):
     """Mean of the F1 of every class weighted by its number of examples, in [0, 1]; a class without one weighs 0."""
 
     inputs = {SINGLE_LABEL: CLASSES}
+    by_row = staticmethod(lambda table: _spread(table, spread_f1_weighted))
 
     def compute(self, predictions, references):
         return {"f1_weighted": float(_precision_recall_f1(predictions, references, self.labels, "weighted")[2])}
@@ -77,6 +95,8 @@ class LogLoss(Metric):
 
     inputs = {SINGLE_LABEL: CLASS_PROBABILITIES}
     greater_is_better = False
+    by_row = staticmethod(lambda table: spread_log_loss(table["label"], table["probabilities"]))
+    bounds = POSITIVE
 
     def compute(self, probabilities, references):
         from sklearn import metrics as sk
@@ -95,13 +115,15 @@ class ExpectedCalibrationError(Metric):
 
     inputs = {SINGLE_LABEL: CLASS_PROBABILITIES}
     greater_is_better = False
+    by_row = staticmethod(
+        lambda table: spread_calibration_error(table["label"], table["probabilities"], CALIBRATION_EDGES)
+    )
 
     def compute(self, probabilities, references):
         probabilities = np.asarray(probabilities)  # [N, C]
         confidence = probabilities.max(axis=1)
         is_correct = probabilities.argmax(axis=1) == references
-        upper_edges = np.linspace(0, 1, NUM_CALIBRATION_BINS + 1)[1:-1]
-        bins = np.digitize(confidence, upper_edges, right=True)
+        bins = np.digitize(confidence, CALIBRATION_EDGES, right=True)
         gaps = np.bincount(bins, weights=is_correct - confidence)  # |B_m| * (accuracy - confidence)
         return {"expected_calibration_error": float(np.abs(gaps).sum() / len(confidence))}
 

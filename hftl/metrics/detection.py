@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hftl.errors import UserError
-from hftl.metrics.rows import linearize
+from hftl.metrics.spread import linearize
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of intersection over union
 RECALLS = np.linspace(0, 1, 101)

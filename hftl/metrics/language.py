@@ -4,9 +4,12 @@ Logarithms are natural. Tokens of another tokenizer are other questions, so that
 with different ones. Must not know: logits, models, how a text became tokens.
 """
 
+import math
+
 import numpy as np
 
-from hftl.metrics.base import LANGUAGE, TOKEN_SUMS, Metric
+from hftl.metrics.base import LANGUAGE, POSITIVE, TOKEN_SUMS, Metric
+from hftl.metrics.spread import linearize, spread_perplexity
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> float:
@@ -18,6 +21,8 @@ class TokenLoss(Metric):
 
     inputs = {LANGUAGE: TOKEN_SUMS}
     greater_is_better = False
+    by_row = staticmethod(lambda table: linearize(table["negative_log_likelihood"], table["num_tokens"]))
+    bounds = POSITIVE
 
     def compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
         return {"token_loss": _ratio(negative_log_likelihood, num_tokens)}
@@ -28,6 +33,8 @@ class Perplexity(Metric):
 
     inputs = {LANGUAGE: TOKEN_SUMS}
     greater_is_better = False
+    by_row = staticmethod(lambda table: spread_perplexity(table["negative_log_likelihood"], table["num_tokens"]))
+    bounds = (1.0, math.inf)
 
     def compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
         with np.errstate(over="ignore"):
@@ -39,6 +46,8 @@ class BitsPerByte(Metric):
 
     inputs = {LANGUAGE: TOKEN_SUMS}
     greater_is_better = False
+    by_row = staticmethod(lambda table: linearize(table["negative_log_likelihood"], np.log(2) * table["num_bytes"]))
+    bounds = POSITIVE
 
     def compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
         return {"bits_per_byte": _ratio(negative_log_likelihood, num_bytes) / float(np.log(2))}
@@ -48,6 +57,7 @@ class TokenAccuracy(Metric):
     """Fraction of tokens that are the most probable one, given the true text before them, in [0, 1]."""
 
     inputs = {LANGUAGE: TOKEN_SUMS}
+    by_row = staticmethod(lambda table: linearize(table["num_correct"], table["num_tokens"]))
 
     def compute(self, negative_log_likelihood, num_tokens, num_correct, num_bytes):
         return {"token_accuracy": _ratio(num_correct, num_tokens)}

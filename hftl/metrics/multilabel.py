@@ -6,12 +6,14 @@ Must not know: logits, models, the threshold that made the predictions.
 import numpy as np
 
 from hftl.metrics.base import MULTI_HOT, MULTI_HOT_PROBABILITIES, MULTI_LABEL, Metric
+from hftl.metrics.spread import spread_average_precision, spread_f1_micro
 
 
 class F1Micro(Metric):
     """F1 of all (example, label) decisions pooled, in [0, 1]; 0 when nothing is true and nothing is predicted."""
 
     inputs = {MULTI_LABEL: MULTI_HOT}
+    by_row = staticmethod(lambda table: spread_f1_micro(table["label"], table["prediction"]))
 
     def compute(self, predictions, references):
         from sklearn import metrics as sk
@@ -26,6 +28,7 @@ class MeanAveragePrecision(Metric):
     """
 
     inputs = {MULTI_LABEL: MULTI_HOT_PROBABILITIES}
+    by_row = staticmethod(lambda table: spread_average_precision(table["label"], table["probabilities"]))
 
     def compute(self, probabilities, references):
         from sklearn import metrics as sk
@@ -44,6 +47,7 @@ class ExactMatch(Metric):
     """Fraction of examples whose every label is right (subset accuracy), in [0, 1]."""
 
     inputs = {MULTI_LABEL: MULTI_HOT}
+    by_row = staticmethod(lambda table: (table["label"] == table["prediction"]).all(axis=1).astype(float))
 
     def compute(self, predictions, references):
         return {"exact_match": float((np.asarray(predictions) == np.asarray(references)).all(axis=1).mean())}

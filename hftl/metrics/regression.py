@@ -3,11 +3,13 @@
 A score that is undefined is nan, without a warning. Must not know: models, the unit of the numbers.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-from hftl.metrics.base import REGRESSION, VALUES, Metric
+from hftl.metrics.base import CORRELATION, POSITIVE, REGRESSION, VALUES, Metric
+from hftl.metrics.spread import spread_pearson, spread_r2, spread_spearman
 
 
 def _correlation(statistic: Callable, predictions, references) -> float:
@@ -17,11 +19,23 @@ def _correlation(statistic: Callable, predictions, references) -> float:
     return float(statistic(predictions, references).statistic)
 
 
+def _values(table: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions, float64 [N] each."""
+    return table["label"].astype(float), table["prediction"].astype(float)
+
+
+def _differences(table: dict[str, np.ndarray]) -> np.ndarray:
+    """Label minus prediction, float64 [N]."""
+    return np.subtract(*_values(table))
+
+
 class MeanSquaredError(Metric):
     """Mean squared difference, in the squared unit of the label."""
 
     inputs = {REGRESSION: VALUES}
     greater_is_better = False
+    by_row = staticmethod(lambda table: _differences(table) ** 2)
+    bounds = POSITIVE
 
     def compute(self, predictions, references):
         from sklearn import metrics as sk
@@ -34,6 +48,8 @@ class MeanAbsoluteError(Metric):
 
     inputs = {REGRESSION: VALUES}
     greater_is_better = False
+    by_row = staticmethod(lambda table: np.abs(_differences(table)))
+    bounds = POSITIVE
 
     def compute(self, predictions, references):
         from sklearn import metrics as sk
@@ -45,6 +61,8 @@ class Pearson(Metric):
     """Linear correlation, in [-1, 1]; nan when the predictions or the labels are constant."""
 
     inputs = {REGRESSION: VALUES}
+    by_row = staticmethod(lambda table: spread_pearson(*_values(table)))
+    bounds = CORRELATION
 
     def compute(self, predictions, references):
         from scipy import stats
@@ -56,6 +74,8 @@ class Spearman(Metric):
     """Rank correlation (ties get their mean rank), in [-1, 1]; nan when the predictions or the labels are constant."""
 
     inputs = {REGRESSION: VALUES}
+    by_row = staticmethod(lambda table: spread_spearman(*_values(table)))
+    bounds = CORRELATION
 
     def compute(self, predictions, references):
         from scipy import stats
@@ -70,6 +90,8 @@ class R2(Metric):
     """
 
     inputs = {REGRESSION: VALUES}
+    by_row = staticmethod(lambda table: spread_r2(*_values(table)))
+    bounds = (-math.inf, 1.0)
 
     def compute(self, predictions, references):
         from sklearn import metrics as sk

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hftl.errors import UserError
-from hftl.metrics.rows import linearize
+from hftl.metrics.spread import linearize
 
 # Columns [N, C]: pixels of each class in each image that are foreseen and there, foreseen, there. Pixels of which
 # nothing is known are not counted.

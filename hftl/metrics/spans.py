@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from hftl.metrics.rows import linearize
+from hftl.metrics.spread import linearize
 from hftl.metrics.tag_schemes import Span, TagScheme, is_outside
 
 COUNTS = ("num_words", "num_correct", "num_true", "num_predicted", "num_matched")

@@ -2,11 +2,12 @@
 
 `full` trains every weight, `peft` an adapter and the head, `scratch` everything from random init, `probe` only a
 linear head on frozen features, `zero-shot` nothing: a language model answers as it is. Nothing else in the package
-branches on the mode.
+branches on the mode: what others want to know of one stands on its entry.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -21,16 +22,38 @@ from hftl.models.targets import is_convolutional
 BATCH_SIZE = 32  # examples an optimizer step, over all processes; what the default rates are for
 
 
+class Role(str, Enum):
+    """The part that an arm plays in a comparison, told by its mode or baseline."""
+
+    CHANCE = "chance"
+    """Looks at no input: its score is the level of chance, and it never wins."""
+    CHEAP = "cheap"
+    """Trains no network: it may win, and is named where no trained arm is shown to beat it."""
+    FROZEN = "frozen"
+    """As cheap, and reads a pretrained network that it leaves as it is."""
+    TUNED = "tuned"
+    """Trains weights that start from a checkpoint, or are added to it."""
+    SCRATCH = "scratch"
+    """Trains weights that start at random."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is a training loop."""
+        return self in (Role.TUNED, Role.SCRATCH)
+
+
 @dataclass(frozen=True)
 class Mode:
     """How one mode loads, changes and trains a network.
 
     Attributes:
+        title: in reports, where the arm has no other.
+        role: in a comparison.
         load: arguments, task, configuration -> network.
         adapt: freeze or wrap the network, given the arguments, its head modules, the peft task type and the tokens
             for which rows were added to its embedding.
         defaults: the training settings of this mode, for a `Schedule`.
-        is_trained: whether there is a training loop; probe has none.
+        keeps_base: whether the weights of the checkpoint stay as they are, so that they may be quantized.
         head_init: what `--head_init auto` means for text and for images: docs/head-init.md has the measurements.
         augmentation: what `--augmentation auto` means.
         check: refuse what this checkpoint cannot have, before it is loaded, given the arguments, its configuration
@@ -39,14 +62,21 @@ class Mode:
             that is not a question.
     """
 
+    title: str
+    role: Role
     load: Callable[[Any, Any, Any], LoadedModel]
     adapt: Callable[..., nn.Module]
     defaults: Callable[["Schedule"], dict[str, Any]]
     head_init: dict[str, str]
-    is_trained: bool = True
+    keeps_base: bool = False
     augmentation: str = "light"
     check: Callable[[Any, Any, Any], None] = lambda args, config, task: None
     cover: Callable[[nn.Module, Any, list[str], Any], dict[str, Any] | None] = lambda *_: None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is a training loop; a probe is fitted in closed form."""
+        return self.role.is_trained
 
     def choose_head_init(self, task: Any, wanted: str) -> str:
         """How the head starts, given the task and `--head_init`; `pretrained` where it came with the checkpoint."""
@@ -216,18 +246,23 @@ _AT_RANDOM = {"text": "random", "image": "random"}
 _FITTED = {"text": "probe", "image": "probe"}
 
 MODES: dict[str, Mode] = {
-    "full": Mode(load_pretrained, _keep, _full_defaults, _AT_RANDOM),
+    "full": Mode("Full fine-tuning", Role.TUNED, load_pretrained, _keep, _full_defaults, _AT_RANDOM),
     "peft": Mode(
+        "Adapter",
+        Role.TUNED,
         load_pretrained,
         _add_adapter,
         _peft_defaults,
         {"text": "auto-probe", "image": "random"},
+        keeps_base=True,
         check=check_adapter,
         cover=cover_adapter,
     ),
-    "scratch": Mode(build_random, _keep, _scratch_defaults, _AT_RANDOM, augmentation="strong"),
-    "probe": Mode(load_pretrained, _freeze, _no_defaults, _FITTED, is_trained=False),
-    "zero-shot": Mode(load_pretrained, _freeze, _no_defaults, _AT_RANDOM, is_trained=False),
+    "scratch": Mode(
+        "From scratch", Role.SCRATCH, build_random, _keep, _scratch_defaults, _AT_RANDOM, augmentation="strong"
+    ),
+    "probe": Mode("Probe", Role.FROZEN, load_pretrained, _freeze, _no_defaults, _FITTED, keeps_base=True),
+    "zero-shot": Mode("Not tuned", Role.CHEAP, load_pretrained, _freeze, _no_defaults, _AT_RANDOM, keeps_base=True),
 }
 
 

@@ -12,14 +12,14 @@ from hftl.errors import UserError
 from hftl.report.formats import is_number
 
 RESULTS_FILE = "results.json"
-SCHEMA = 1
+SCHEMA = 2
 AGAIN = "`hftl compare` with the same experiment and folder writes it anew; finished cells are not run again."
 
 # Table -> (keys that every row must have, keys that may be missing and are None then).
 TABLES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "arms": (
         ("name",),
-        ("title", "mode", "is_trained", "settings", "num_parameters", "num_trainable_parameters", "file_bytes"),
+        ("title", "mode", "role", "settings", "num_parameters", "num_trainable_parameters", "file_bytes"),
     ),
     "cells": (
         ("arm", "size", "seed"),

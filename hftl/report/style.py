@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 Results = Mapping[str, Any]  # what `hftl.report.reading.read_results` returns
-CHANCE = ("majority", "prior", "chance")  # arms that look at no input: their score is the level of chance
 GLYPHS = {"better": "▲", "worse": "▼", "equivalent": "=", "inconclusive": "?"}
 VERDICT_ROLES = {"better": "good", "worse": "bad", "equivalent": "same", "inconclusive": "muted"}
 
@@ -55,7 +54,7 @@ class ArmStyle:
 def build_styles(results: Results) -> dict[str, ArmStyle]:
     """Arm name -> its style, in the order of `arms`; an arm that is only named elsewhere follows."""
     titles = {arm["name"]: arm["title"] or arm["name"] for arm in results["arms"]}
-    modes = {arm["name"]: arm["mode"] for arm in results["arms"]}
+    roles = {arm["name"]: arm["role"] for arm in results["arms"]}
     named = [row["arm"] for row in (*results["summary"], *results["cells"])]
     named += [pair[side] for pair in results["pairs"] for side in ("a", "b")]
     for name in named:
@@ -63,7 +62,7 @@ def build_styles(results: Results) -> dict[str, ArmStyle]:
     styles: dict[str, ArmStyle] = {}
     position = 0
     for name, title in titles.items():
-        if name in CHANCE or modes.get(name) in CHANCE:
+        if roles.get(name) == "chance":
             styles[name] = ArmStyle(title, "muted", "None", (0, (1, 2.5)), "⋯", is_chance=True)
             continue
         marker = list(MARKERS)[position % len(MARKERS)]

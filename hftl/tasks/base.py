@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hftl.errors import UserError
+from hftl.metrics.base import Score
 
 FILL = -100
 """What stands where a row of kept values is shorter than the longest; the stock evaluation loop fills with it too."""
@@ -38,22 +39,6 @@ class AnswerOptions:
                 raise UserError(f"--{name} is {getattr(self, name)}; give 1 or more.")
         if not 0 < self.threshold < 1:
             raise UserError(f"--threshold is {self.threshold}; give a probability between 0 and 1.")
-
-
-@dataclass(frozen=True)
-class Score:
-    """One number that a task's `compute_metrics` returns.
-
-    Attributes:
-        greater_is_better: the direction in which a model improves.
-        by_row: what each row adds to it, [N] from the columns of `predictions.parquet`: values whose mean is the score
-            and whose spread is that of the score over new rows. None: it has no interval in a comparison.
-        is_written: it is of what `Task.write` gives, so that it is not known while training.
-    """
-
-    greater_is_better: bool = True
-    by_row: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
-    is_written: bool = False
 
 
 class Task(ABC):

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
-from hftl.data.pixels import Range, keep_range, kept_range, measure_range, to_known_rgb, to_rgb
+from hftl.data.pixels import keep_range, kept_range, measure_range, read_rgb_rows, to_rgb
 from hftl.errors import UserError
 from hftl.tasks.base import build_label_tensor
 from hftl.tasks.labelled import LabelledTask
@@ -66,11 +66,8 @@ class ImageClassification(LabelledTask):
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def resize(rows: dict[str, list]) -> dict[str, list]:
-            return {
-                "row_id": rows["row_id"],
-                "labels": rows["label"],
-                **resize_images(rows["image"], processor, rows["row_id"]),
-            }
+            images = read_rgb_rows(rows["image"], rows["row_id"], kept_range(processor))
+            return {"row_id": rows["row_id"], "labels": rows["label"], **resize_images(images, processor)}
 
         key = {
             "rows": fingerprint,
@@ -78,7 +75,7 @@ class ImageClassification(LabelledTask):
             "backend": type(processor).__name__,
             "transformers": transformers.__version__,
         }
-        dataset = dataset.cast_column("image", datasets.Image(decode=True))
+        dataset = dataset.cast_column("image", datasets.Image(decode=False))
         return map_cached(dataset, resize, key, batch_size=64, description="Resizing images")
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "ImageCollator":
@@ -113,29 +110,14 @@ def encode_image(image: Image.Image, processor: Any) -> bytes:
     return file.getvalue()
 
 
-def resize_images(images: list[Image.Image], processor: Any, row_ids: list[int] | None = None) -> dict[str, list]:
-    """What the processor makes of images, as uint8 before its normalization: `pixels`, `height`, `width`.
-
-    Raises:
-        UserError: an image has another depth than those of train; its row is named.
-    """
+def resize_images(images: list[Image.Image], processor: Any) -> dict[str, list]:
+    """What the processor makes of RGB images, as uint8 before its normalization: `pixels`, `height`, `width`."""
     scale, shift = measure_normalization(processor)
-    images = _read_images(images, kept_range(processor), row_ids or list(range(len(images))))
     pixels = np.asarray(processor(images, return_tensors="np")["pixel_values"])
     pixels = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale).clip(0, 255).astype(np.uint8)  # [B, H, W, 3]
     height, width = pixels.shape[1:3]
     size = {"height": [height] * len(images), "width": [width] * len(images)}
     return {"pixels": [p.tobytes() for p in pixels], **size}
-
-
-def _read_images(images: list[Image.Image], pixel_range: Range | None, row_ids: list[int]) -> list[Image.Image]:
-    read = []
-    for row_id, image in zip(row_ids, images, strict=True):
-        try:
-            read.append(to_known_rgb(image, pixel_range))
-        except UserError as error:
-            raise UserError(f"row_id {row_id} is {error}.") from error
-    return read
 
 
 def set_image_size(processor: Any, size: int) -> None:

@@ -60,7 +60,7 @@ class LabelledTask(Task):
     def _choose(self, raw: datasets.DatasetDict, args: Any, problem_type: str | None) -> datasets.DatasetDict:
         """Canonical columns, the label one value or one list a row."""
         raw, args = join_label_columns(raw, args, problem_type)
-        splits = standardize_columns(raw, choose_columns(raw, args, self.modality), self.modality)
+        splits = standardize_columns(raw, choose_columns(raw, args, self.modality), self.modality, args)
         return read_label_texts(splits, problem_type)
 
     def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:

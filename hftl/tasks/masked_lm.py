@@ -20,8 +20,8 @@ from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.language import choose_text, standardize_texts
 from hftl.data.masking import NO_WORD, hide_words
 from hftl.errors import UserError
-from hftl.metrics.rows import ROW_SCORES
-from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.metrics import SCORES
+from hftl.tasks.base import AnswerOptions, Task
 from hftl.tasks.processors import describe_windows, load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
 
 MAX_LENGTH = 512  # tokens of a window, unless the network reads fewer
@@ -40,11 +40,7 @@ class MaskedLM(Task):
     has_new_head = False
     eval_batch_size = 16  # the logits of 16 rows of 128 tokens with 30,000 words are 0.25 GB
     has_own_tokenizer = False  # made from the train rows, so that the network follows it
-    scores = {  # of the hidden tokens
-        "perplexity": Score(False, ROW_SCORES["perplexity"]),
-        "token_loss": Score(False, ROW_SCORES["token_loss"]),
-        "token_accuracy": Score(by_row=ROW_SCORES["token_accuracy"]),
-    }
+    scores = {name: SCORES[name] for name in ("perplexity", "token_loss", "token_accuracy")}  # of the hidden tokens
     snippet = """from transformers import pipeline
 
 fill = pipeline("fill-mask", model=model, tokenizer=processor)

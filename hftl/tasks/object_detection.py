@@ -16,9 +16,11 @@ from transformers import AutoImageProcessor
 from hftl.assets import resolve_model
 from hftl.data.boxes import MAX_BOXES, choose_picture, read_boxes, read_rows
 from hftl.data.labels import IGNORED, LabelInfo
+from hftl.data.pixels import kept_range, read_rgb_rows
 from hftl.errors import UserError
+from hftl.metrics.base import Score
 from hftl.metrics.detection import Boxes, compute_box_report, count_matches, spread_f1
-from hftl.tasks.base import Score, Task
+from hftl.tasks.base import Task
 from hftl.tasks.box_losses import FAMILIES, expose_layers, sum_sigmoid_loss
 from hftl.tasks.image_classification import (
     CROPS,
@@ -102,12 +104,13 @@ class ObjectDetection(Task):
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:
         def resize(rows: dict[str, list]) -> dict[str, list]:
-            shares = [_to_shares(b, i.size) for b, i in zip(rows["boxes"], rows["image"], strict=True)]
+            images = read_rgb_rows(rows["image"], rows["row_id"], kept_range(processor))
+            shares = [_to_shares(b, i.size) for b, i in zip(rows["boxes"], images, strict=True)]
             return {
                 "row_id": rows["row_id"],
                 "corners": [part.ravel().tolist() for part in shares],
                 "classes": rows["classes"],
-                **resize_images(rows["image"], processor, rows["row_id"]),
+                **resize_images(images, processor),
             }
 
         key = {
@@ -117,6 +120,7 @@ class ObjectDetection(Task):
             "backend": type(processor).__name__,
             "transformers": transformers.__version__,
         }
+        dataset = dataset.cast_column("image", datasets.Image(decode=False))
         return map_cached(dataset, resize, key, batch_size=64, description="Resizing images")
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "BoxCollator":

@@ -20,8 +20,9 @@ from hftl.data.faults import leave_out
 from hftl.data.labels import LabelInfo
 from hftl.data.spans import choose_question, find_fault, standardize_questions
 from hftl.errors import UserError
+from hftl.metrics.base import Score
 from hftl.metrics.squad import score_answers
-from hftl.tasks.base import FILL, AnswerOptions, Score, Task
+from hftl.tasks.base import FILL, AnswerOptions, Task
 from hftl.tasks.processors import describe_windows, load_tokenizer, map_cached, widen_vocabulary
 
 MAX_LENGTH = 384  # tokens of question and window (Devlin et al. 2019 and the scripts of transformers)

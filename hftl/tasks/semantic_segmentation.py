@@ -17,10 +17,13 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hftl.assets import resolve_model
+from hftl.data.images import read_images
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.mask_numbers import IGNORED_PIXEL, to_classes
 from hftl.data.masks import check_masks, choose_image, coding_of, name_classes, read_masks
+from hftl.data.pixels import kept_range, read_rgb_rows
 from hftl.errors import UserError
+from hftl.metrics.base import Score
 from hftl.metrics.segmentation import (
     PIXEL_COUNTS,
     compute_pixel_report,
@@ -28,7 +31,7 @@ from hftl.metrics.segmentation import (
     spread_mean_iou,
     spread_pixel_accuracy,
 )
-from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.tasks.base import AnswerOptions, Task
 from hftl.tasks.image_classification import (
     CROPS,
     ImageCollator,
@@ -112,9 +115,10 @@ class SemanticSegmentation(Task):
         coding = coding_of(args)
 
         def resize(rows: dict[str, list]) -> dict[str, list]:
-            pixels = resize_images(rows["image"], processor, rows["row_id"])
+            pixels = resize_images(read_rgb_rows(rows["image"], rows["row_id"], kept_range(processor)), processor)
             side = (pixels["width"][0], pixels["height"][0])
-            masks = [_resize(to_classes(mask, coding), side) for mask in rows["mask"]]
+            masks = read_images(rows["mask"], rows["row_id"])
+            masks = [_resize(to_classes(mask, coding), side) for mask in masks]
             return {"row_id": rows["row_id"], "classes": [mask.tobytes() for mask in masks], **pixels}
 
         key = {
@@ -125,6 +129,8 @@ class SemanticSegmentation(Task):
             "values": coding.values,
             "transformers": transformers.__version__,
         }
+        for name in ("image", "mask"):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
         return map_cached(dataset, resize, key, batch_size=64, description="Resizing images and masks")
 
     def build_collator(self, processor: Any, args: Any, augmentation: str) -> "MaskCollator":

@@ -17,9 +17,10 @@ import transformers
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.pairs import choose_source, standardize_pairs
 from hftl.errors import UserError
-from hftl.metrics.rows import linearize
+from hftl.metrics.base import POSITIVE, Score
+from hftl.metrics.spread import linearize
 from hftl.metrics.written import score_corpus, score_rows
-from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.tasks.base import AnswerOptions, Task
 from hftl.tasks.positions import count_positions
 from hftl.tasks.processors import load_tokenizer, map_cached, train_tokenizer, widen_vocabulary
 
@@ -51,7 +52,9 @@ class Seq2Seq(Task):
         "chrf": Score(is_written=True),
         "bleu": Score(is_written=True),
         "exact_match": Score(by_row=_by_row("exact_match"), is_written=True),
-        "token_loss": Score(False, lambda table: linearize(table["negative_log_likelihood"], table["num_tokens"])),
+        "token_loss": Score(
+            False, lambda table: linearize(table["negative_log_likelihood"], table["num_tokens"]), bounds=POSITIVE
+        ),
         "token_accuracy": Score(by_row=lambda table: linearize(table["num_correct"], table["num_tokens"])),
     }
     snippet = """inputs = processor({example}, return_tensors="pt")

@@ -24,10 +24,11 @@ from hftl.data.label_spelling import clean_label, find_joined
 from hftl.data.labels import IGNORED, LabelInfo
 from hftl.data.tags import choose_words, is_list, list_tags, number_tags, read_tagged_rows
 from hftl.errors import UserError
-from hftl.metrics.rows import linearize
+from hftl.metrics.base import Score
 from hftl.metrics.spans import COUNTS, SPAN_SCORES, count_document, find_spans, score_counts, score_kinds, sum_counts
+from hftl.metrics.spread import linearize
 from hftl.metrics.tag_schemes import TagScheme, is_outside, odd_tags, read_scheme
-from hftl.tasks.base import AnswerOptions, Score, Task
+from hftl.tasks.base import AnswerOptions, Task
 from hftl.tasks.processors import describe_windows, load_tokenizer, map_cached, widen_vocabulary
 from hftl.tasks.word_windows import as_columns, cut_windows
 

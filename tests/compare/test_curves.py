@@ -21,6 +21,7 @@ from hftl.compare.curve_fits import fit_curve
 from hftl.compare.curve_report import draw_curves
 from hftl.compare.curves import HORIZON, Bounds, backtest, band, crossover, label_multiplier
 from hftl.errors import UserError
+from hftl.models.modes import Role
 
 SIZES = np.array([32, 64, 128, 256, 512, 1024])
 NUM_SEEDS, NUM_ROWS, NOISE = 5, 1000, 0.01
@@ -52,7 +53,14 @@ CROSSOVERS = {
     "ahead from the start": 0.0,
 }
 SCRATCH, PRETRAINED = CASES["inside"]
-MODES = {"full": "full", "lora": "peft", "probe": "probe", "scratch": "scratch", "tfidf": "tfidf", "knn": "knn"}
+ROLES = {
+    "full": Role.TUNED,
+    "lora": Role.TUNED,
+    "probe": Role.FROZEN,
+    "scratch": Role.SCRATCH,
+    "tfidf": Role.CHEAP,
+    "knn": Role.CHEAP,
+}
 TITLES = {"full": "Full fine-tuning", "lora": "LoRA", "scratch": "From scratch", "tfidf": "TF-IDF"}
 
 
@@ -267,7 +275,7 @@ def test_nothing_is_extrapolated_after_a_failed_backtest() -> None:
     assert not test.is_inside
     assert "extrapolation refused" in test.refused
     assert (found.refused, found.mid, found.limit) == (test.refused, None, SIZES[-1])
-    (curve, _) = draw_curves(SIZES, {"scratch": a, "full": b}, MODES)["curves"]
+    (curve, _) = draw_curves(SIZES, {"scratch": a, "full": b}, ROLES)["curves"]
     assert curve["refused"].startswith("extrapolation refused")
     assert max(point["n"] for point in curve["band"]) == SIZES[-1]
 
@@ -304,7 +312,7 @@ def build_experiment(num_seeds: int = NUM_SEEDS) -> tuple[dict[str, np.ndarray],
 
 def test_the_report_has_every_comparison_asked_for() -> None:
     errors, rows = build_experiment()
-    drawn = draw_curves(SIZES.tolist(), errors, MODES, rows, titles=TITLES, sampling=Sampling(400))
+    drawn = draw_curves(SIZES.tolist(), errors, ROLES, rows, titles=TITLES, sampling=Sampling(400))
     json.dumps(drawn, allow_nan=False)
     assert [curve["arm"] for curve in drawn["curves"]] == list(errors)
     crossed = {(entry["a"], entry["b"]) for entry in drawn["crossovers"]}
@@ -321,7 +329,7 @@ def test_the_report_has_every_comparison_asked_for() -> None:
 def test_curves_are_reported_in_the_metric(is_score: bool) -> None:
     errors, rows = build_experiment()
     options = {"is_score": is_score, "sampling": Sampling(400)}
-    (curve,) = draw_curves(SIZES, {"full": errors["full"]}, MODES, rows, **options)["curves"]
+    (curve,) = draw_curves(SIZES, {"full": errors["full"]}, ROLES, rows, **options)["curves"]
     expected = 1 - errors["full"].mean(axis=0) if is_score else errors["full"].mean(axis=0)
     assert [point["mean"] for point in curve["points"]] == pytest.approx(expected)
     assert all(point["low"] < point["mid"] < point["high"] for point in curve["band"])
@@ -333,14 +341,14 @@ def test_curves_are_reported_in_the_metric(is_score: bool) -> None:
 
 def test_two_tuned_arms_that_change_places_are_said_to() -> None:
     laws = {"lora": exact(SCRATCH), "full": exact(PRETRAINED)}
-    (crossing,) = draw_curves(SIZES, laws, MODES, titles=TITLES)["crossovers"]
+    (crossing,) = draw_curves(SIZES, laws, ROLES, titles=TITLES)["crossovers"]
     assert crossing["sentence"].startswith("LoRA catches up with full fine-tuning at about n = 265")
     never = {"lora": exact(PRETRAINED), "full": exact(PRETRAINED)}
-    assert draw_curves(SIZES, never, MODES, titles=TITLES)["crossovers"] == []
+    assert draw_curves(SIZES, never, ROLES, titles=TITLES)["crossovers"] == []
 
 
 def test_sentences_say_what_was_found() -> None:
-    drawn = draw_curves(SIZES, {"full": exact(PRETRAINED), "scratch": exact(SCRATCH)}, MODES, titles=TITLES)
+    drawn = draw_curves(SIZES, {"full": exact(PRETRAINED), "scratch": exact(SCRATCH)}, ROLES, titles=TITLES)
     (crossing,), (first, last) = drawn["crossovers"], drawn["multipliers"]
     assert crossing["sentence"] == (
         "From scratch catches up with full fine-tuning at about n = 265 [265, 265; for these test rows]."
@@ -352,13 +360,13 @@ def test_sentences_say_what_was_found() -> None:
     assert last["size"] == 1024
     assert last["mid"] < 1
     never = {arm: exact(law)[:, :3] for arm, law in zip(("scratch", "full"), CASES["never"], strict=True)}
-    drawn = draw_curves(SIZES[:3], never, MODES, titles=TITLES)
+    drawn = draw_curves(SIZES[:3], never, ROLES, titles=TITLES)
     assert drawn["crossovers"][0]["sentence"] == (
         "From scratch has not caught up with full fine-tuning by n = 128 (largest size; no extrapolation: "
         "not back-tested: fewer than 4 sizes)."
     )
     ahead = {arm: exact(law) for arm, law in zip(("scratch", "full"), CASES["ahead from the start"], strict=True)}
-    (crossing,) = draw_curves(SIZES, ahead, MODES, titles=TITLES)["crossovers"]
+    (crossing,) = draw_curves(SIZES, ahead, ROLES, titles=TITLES)["crossovers"]
     assert crossing["sentence"] == "From scratch is already ahead of full fine-tuning at the smallest size, n = 32."
 
 
@@ -369,7 +377,7 @@ def test_partial_experiments_are_drawn_as_far_as_they_go(seed: int) -> None:
     for table in errors.values():
         table[rng.random(table.shape) < 0.1 + 0.1 * seed] = np.nan
     rows |= {"full": None, "knn": np.where(np.isfinite(errors["knn"])[:, :, None], rows["knn"], np.nan)}
-    drawn = draw_curves(SIZES, errors, MODES, rows, sampling=Sampling(100))
+    drawn = draw_curves(SIZES, errors, ROLES, rows, sampling=Sampling(100))
     json.dumps(drawn, allow_nan=False)
     for curve in drawn["curves"]:
         seen = np.isfinite(errors[curve["arm"]]).any(axis=0)
@@ -382,7 +390,7 @@ def test_partial_experiments_are_drawn_as_far_as_they_go(seed: int) -> None:
 def test_small_experiments_are_drawn_as_far_as_they_go(num_seeds: int, num_sizes: int) -> None:
     errors = {arm: table[:num_seeds, :num_sizes] for arm, table in build_experiment()[0].items()}
     errors["lora"] = np.full_like(errors["lora"], np.nan)
-    drawn = draw_curves(SIZES[:num_sizes], errors, MODES, sampling=Sampling(100))
+    drawn = draw_curves(SIZES[:num_sizes], errors, ROLES, sampling=Sampling(100))
     json.dumps(drawn, allow_nan=False)
     assert "lora" not in {curve["arm"] for curve in drawn["curves"]}
     assert all(curve["refused"] for curve in drawn["curves"])

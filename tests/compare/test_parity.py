@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from hftl.compare.experiment import KINDS
 from hftl.compare.parity import RULES, check_parity, check_table
 from hftl.errors import UserError
+from hftl.models.modes import Role
 
 MODES = {
     "majority": "majority",
@@ -91,7 +93,10 @@ def _build_training(arm: str) -> dict[str, Any]:
 
 def build_campaign() -> dict[str, Any]:
     """The arguments of `check_parity` for a campaign in which nothing is wrong."""
-    arms = [{"name": n, "mode": m, "settings": {"mode": m}, "is_trained": n in TRAINED} for n, m in MODES.items()]
+    arms = [
+        {"name": n, "role": KINDS[m].role, "keeps_base": KINDS[m].keeps_base, "settings": {"mode": m}}
+        for n, m in MODES.items()
+    ]
     arms[-1]["settings"]["model_name_or_path"] = SMALL_NET  # declared: the other network is what this arm is about
     return {
         "cells": [build_cell(arm, size, seed) for seed in SEEDS for size in SIZES for arm in MODES],
@@ -100,7 +105,7 @@ def build_campaign() -> dict[str, Any]:
         "expected": {
             "seeds": list(SEEDS),
             "sizes": list(SIZES),
-            "arms": dict(MODES),
+            "arms": {name: KINDS[mode].role for name, mode in MODES.items()},
             "trials": TRIALS,
             "frame": "own_schedule",
             "schedules": {arm: {"max_steps": {str(size): STEPS[arm] for size in SIZES}} for arm in TRAINED},
@@ -562,7 +567,7 @@ def build_adapter_suite() -> list[dict[str, Any]]:
     return [
         {
             "arm": name,
-            "mode": "full" if name == "full" else "peft",
+            "keeps_base": name != "full",
             "settings": {"learning_rate": rate} if rate != 1e-4 else {},
             "size": 20000,
             "seed": 0,
@@ -605,8 +610,8 @@ def build_cost_table() -> list[dict[str, Any]]:
     lora = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     shared = {"dtype": "bfloat16", "model_name_or_path": "some-3b"}
     return [
-        {"arm": "full", "mode": "full", "config": shared | full, "train_seconds": 1800.0},
-        {"arm": "lora", "mode": "peft", "config": shared | lora, "train_seconds": 1200.0},
+        {"arm": "full", "config": shared | full, "train_seconds": 1800.0},
+        {"arm": "lora", "keeps_base": True, "config": shared | lora, "train_seconds": 1200.0},
     ]
 
 
@@ -628,8 +633,8 @@ def build_glue_rows(task: str) -> list[dict[str, Any]]:
     """Shape of LoRA's GLUE table: three of its rows start from an adapter that had been trained on MNLI."""
     start = "roberta-base with an MNLI adapter" if task in FROM_MNLI else "roberta-base"
     return [
-        {"arm": "full", "mode": "full", "config": {"model_name_or_path": "roberta-base", "num_train_epochs": 10}},
-        {"arm": "lora", "mode": "peft", "config": {"model_name_or_path": start, "num_train_epochs": 60}},
+        {"arm": "full", "config": {"model_name_or_path": "roberta-base", "num_train_epochs": 10}},
+        {"arm": "lora", "keeps_base": True, "config": {"model_name_or_path": start, "num_train_epochs": 60}},
     ]
 
 
@@ -648,7 +653,7 @@ def test_a_table_keeps_the_frame_that_it_names_and_the_modes_of_the_plan():
     own = check_table(rows, question={"budget": {"frame": "own_schedule"}})
     assert "unequal training" not in {flag["what"] for flag in own["flags"]}
     floor = {"arm": "words", "config": {}, "tuning": None}
-    parity = check_table([*rows, floor], expected={"arms": {"words": "tfidf"}})
+    parity = check_table([*rows, floor], expected={"arms": {"words": Role.CHEAP}})
     trials = next(f for f in parity["flags"] if f["what"] == "not stated" and f["detail"].startswith("trials"))
     assert trials["arms"] == ["full", "lora"]
     steps = next(f for f in parity["flags"] if f["what"] == "unequal training")

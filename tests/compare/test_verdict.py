@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hftl.compare.verdict import compare_pair, finish_pairs, overall_verdict
+from hftl.models.modes import Role
 
 QUESTION = {
     "metric": "accuracy",
@@ -16,6 +17,17 @@ QUESTION = {
 PARITY = {"is_blocked": False, "equal": [], "flags": []}
 COST = {"wall_seconds": 100.0}
 TITLES = {"full": "Full fine-tuning", "lora": "LoRA", "tfidf": "TF-IDF", "majority": "Majority class"}
+ROLES = {
+    "full": Role.TUNED,
+    "lora": Role.TUNED,
+    "scratch": Role.SCRATCH,
+    "probe": Role.FROZEN,
+    "tfidf": Role.CHEAP,
+    "knn": Role.CHEAP,
+    "probe@checkpoint": Role.FROZEN,
+    "majority": Role.CHANCE,
+    "guess": Role.CHANCE,
+}
 
 
 def make(accuracy, *, seconds=None, num_seeds=5, num_items=800, margin=0.02, size=128, seed=0):
@@ -38,7 +50,8 @@ def make(accuracy, *, seconds=None, num_seeds=5, num_items=800, margin=0.02, siz
 
 
 def judge(pairs, summary, parity=PARITY):
-    return overall_verdict(pairs, summary, [], parity, COST, QUESTION, titles=TITLES)
+    roles = {row["arm"]: ROLES.get(row["arm"], Role.TUNED) for row in summary}
+    return overall_verdict(pairs, summary, [], parity, COST, QUESTION, roles=roles, titles=TITLES)
 
 
 def test_the_arm_that_beats_all_others_is_named_with_its_size():
@@ -105,3 +118,16 @@ def test_where_less_is_better_the_lower_arm_is_better():
     options = {"size": 8, "margin": 0.01, "alpha": 0.05, "greater_is_better": False}
     pair = compare_pair("a", "b", loss, loss + 0.2 + rng.normal(0, 0.01, (5, 300)), **options)
     assert finish_pairs([pair], 0.05)[0]["verdict"] == "better"
+
+
+@pytest.mark.parametrize("chance", ["majority", "guess"])
+def test_chance_never_wins_whatever_its_name(chance):
+    verdict = judge(*make({"full": 0.5, "lora": 0.5, chance: 0.9}))
+    assert TITLES.get(chance, chance) not in verdict["headline"]
+    assert f"Baseline: no trained arm is shown to beat {TITLES.get(chance, chance)} at 128 labels." in verdict["lines"]
+
+
+@pytest.mark.parametrize("cheap", ["tfidf", "knn", "probe@checkpoint"])
+def test_a_cheap_arm_in_the_lead_is_said_to_be_unbeaten_whatever_its_name(cheap):
+    verdict = judge(*make({"full": 0.6, "lora": 0.6, cheap: 0.9}))
+    assert f"Baseline: no trained arm is shown to beat {TITLES.get(cheap, cheap)} at 128 labels." in verdict["lines"]

@@ -95,7 +95,7 @@ def change(part, place, **values):
         (change("categories", 0, id=5), "the id 5 stands 2 times in categories"),
         (change("categories", 0, name="bag"), "2 categories are called 'bag'"),
         (change("images", 0, file_name="c.png"), "the file of image 7, c.png, is in none of .*images"),
-        (change("images", 0, file_name="../a.png"), "image 7, ../a.png, leads out of the folder"),
+        (change("images", 0, file_name="../a.png"), "image 7: The image path '../a.png' leads out of the folder"),
         (change("annotations", 1, bbox=[0, 0, 0, 5]), r"row_id 1 \(image 3\): .*\(annotation 2\) has no area"),
         (change("annotations", 1, bbox=[0, 0, 4, -5]), r"row_id 1 \(image 3\): .*\(annotation 2\) has no area"),
         (change("annotations", 1, bbox=[9, 0, 33, 5]), r"\(annotation 2\) reaches out of the image of 40 x 20"),

@@ -104,7 +104,8 @@ def test_an_unclear_choice_is_an_error_that_says_what_to_type(features, modality
 
 def standardize(rows, columns, modality="text"):
     rows = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_dict(rows)
-    return standardize_columns(datasets.DatasetDict(train=rows), columns, modality)["train"]
+    args = SimpleNamespace(dataset=None)
+    return standardize_columns(datasets.DatasetDict(train=rows), columns, modality, args)["train"]
 
 
 def test_text_data_get_canonical_columns():

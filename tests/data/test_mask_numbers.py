@@ -11,7 +11,7 @@ from PIL import Image
 
 import hftl
 from hftl.config import DataArguments, parse_args
-from hftl.data.files import read_folder
+from hftl.data.folders import read_folder
 from hftl.data.mask_numbers import read_coding, to_classes
 from hftl.data.masks import coding_of, name_classes, read_masks
 from hftl.errors import UserError

@@ -13,8 +13,9 @@ from transformers import ViTImageProcessorPil
 import hftl
 from hftl.audit import audit_data
 from hftl.config import parse_args
+from hftl.data.images import read_image
 from hftl.data.inputs import look_at
-from hftl.data.pixels import choose_range, keep_range, kept_range, measure_range, to_known_rgb, turn_upright
+from hftl.data.pixels import choose_range, keep_range, kept_range, measure_range, to_known_rgb
 from hftl.errors import UserError
 from hftl.inference.evaluation import evaluate
 from hftl.run import run
@@ -25,8 +26,12 @@ DRAWN = np.random.default_rng(0).random((6, 32, 32))
 
 def open_images(arrays) -> datasets.Dataset:
     """As a data set made of arrays stores them."""
-    features = datasets.Features({"image": datasets.Image()})
-    return datasets.Dataset.from_dict({"image": [Image.fromarray(array) for array in arrays]}, features=features)
+    return make_rows([Image.fromarray(array) for array in arrays])
+
+
+def make_rows(images) -> datasets.Dataset:
+    features = datasets.Features({"row_id": datasets.Value("int64"), "image": datasets.Image()})
+    return datasets.Dataset.from_dict({"row_id": list(range(len(images))), "image": images}, features=features)
 
 
 def levels_of(image: Image.Image, pixel_range=None) -> np.ndarray:
@@ -121,11 +126,10 @@ def write_deep_png(path, values: np.ndarray) -> str:
 
 def test_fewer_than_16_bits_a_color_in_16_are_refused(tmp_path):
     values = DRAWN[:3].transpose(1, 2, 0)
-    features = datasets.Features({"image": datasets.Image()})
     whole, part = (write_deep_png(tmp_path / f"{top}.png", values * top) for top in (65535, 4095))
-    assert measure_range(datasets.Dataset.from_dict({"image": [whole, part]}, features=features)) is None
+    assert measure_range(make_rows([whole, part])) is None
     with pytest.raises(UserError, match="no pixel is brighter than 15 of 255: fewer bits are stored in 16"):
-        measure_range(datasets.Dataset.from_dict({"image": [part]}, features=features))
+        measure_range(make_rows([part]))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_an_image_that_does_not_fit_train_is_named_by_its_row(tmp_path):
     record = train(write_classes(tmp_path / "data", np.uint8, 255, ".png"), tmp_path)
     model = hftl.load(record.folder)
     strange = write_classes(tmp_path / "strange", np.uint16, 4095, ".png", count=1)
-    with pytest.raises(UserError, match="row_id 0 is an image of mode I;16 .* trained on images of 8 bits"):
+    with pytest.raises(UserError, match="row_id 0 cannot be used: an image of mode I;16 .* on images of 8 bits"):
         evaluate(model, str(strange))
     path = str(strange / "bright" / "0.png")
     with pytest.raises(UserError, match="Row 0 cannot be answered: an image of mode I;16"):
@@ -261,7 +265,7 @@ def test_an_image_from_python_is_turned_like_its_file(tmp_path):
         exif[0x0112] = orientation
         paths.append(tmp_path / f"{orientation}.png")
         shown.transpose(turn).save(paths[-1], exif=exif)
-        assert np.array_equal(np.asarray(turn_upright(Image.open(paths[-1]))), np.asarray(shown))
+        assert np.array_equal(np.asarray(read_image(paths[-1])), np.asarray(shown))
     by_path = model.predict([str(path) for path in paths])
     by_image = model.predict([Image.open(path) for path in paths])
     expected = [row["probability"] for row in by_path]

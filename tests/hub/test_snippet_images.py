@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from hftl.data.pixels import to_rgb, turn_upright
+from hftl.data.pixels import read_rgb, to_rgb
 from hftl.hub.snippets import write_reading
 
 COLORS = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
@@ -48,7 +48,7 @@ def test_images_of_8_bits_in_every_mode_and_orientation(ending, image, orientati
     exif[0x0112] = orientation
     path = tmp_path / f"photo.{ending}"
     image.save(path, exif=exif)
-    np.testing.assert_array_equal(read_by_card(path), np.asarray(to_rgb(turn_upright(Image.open(path)))))
+    np.testing.assert_array_equal(read_by_card(path), np.asarray(read_rgb(path, None)))
 
 
 @pytest.mark.parametrize(("image", "pixel_range"), DEEP.values(), ids=DEEP)

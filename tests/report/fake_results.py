@@ -1,4 +1,4 @@
-"""A made-up results.json of schema 1 that looks like a real experiment: seven arms, four sizes, five seeds."""
+"""A made-up results.json of schema 2 that looks like a real experiment: seven arms, four sizes, five seeds."""
 
 import math
 import random
@@ -19,6 +19,14 @@ ARMS = [
     ("scratch", "From scratch", "scratch", True, 22_730_504, 22_730_504, 0.73, 0.21, 0.05, 160.0),
     ("small-scratch", "Small net from scratch", "scratch", True, 1_950_344, 1_950_344, 0.70, 0.21, 0.05, 31.0),
 ]
+ROLES = {
+    "majority": "chance",
+    "tfidf": "cheap",
+    "probe": "frozen",
+    "peft": "tuned",
+    "full": "tuned",
+    "scratch": "scratch",
+}
 METRICS = ("f1_macro", "log_loss", "expected_calibration_error")
 
 
@@ -30,7 +38,7 @@ def build_results(seed=0):
     summary = [_summarize(cells, name, size) for name in names for size in SIZES]
     pairs = [_compare(cells, a, b, size) for size in SIZES for a, b in combinations(reversed(names), 2)]
     return {
-        "schema": 1,
+        "schema": 2,
         "name": "wordnet-quick",
         "date": "2026-11-25",
         "command": "hftl compare recipes/configs/compare-wordnet-quick.yaml --seeds 1 2 3 4 5",
@@ -106,7 +114,7 @@ def _build_question():
 
 def _build_arm(name, title, mode, is_trained, parameters, trained):
     return {
-        "name": name, "title": title, "mode": mode, "is_trained": is_trained,
+        "name": name, "title": title, "mode": mode, "role": ROLES[mode],
         "settings": {"learning_rate": 0.0005, "num_train_epochs": 12} if is_trained else {},
         "num_parameters": parameters, "num_trainable_parameters": trained,
         "file_bytes": 4 * trained if trained else None,

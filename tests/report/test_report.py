@@ -236,7 +236,7 @@ def test_half_a_campaign_has_a_report_that_says_what_is_missing(tmp_path):
 
 
 def test_a_file_that_holds_only_its_schema_has_a_report(tmp_path):
-    page = _read_page(_write(tmp_path, {"schema": 1}))
+    page = _read_page(_write(tmp_path, {"schema": 2}))
     assert "No verdict yet" in page.text and "No cell has a score yet" in page.text
 
 
@@ -304,13 +304,13 @@ def test_a_metric_that_is_no_share_keeps_its_unit(tmp_path):
         (None, "There is no results.json .* run that first"),
         ("{", "is broken: .* writes it anew"),
         ("[]", "holds a list; expected a JSON object"),
-        ('{"schema": 2}', "has schema 2; this version of hftl reads 1"),
-        ('{"schema": 1, "cells": {}}', "cells is a dict; expected a list"),
-        ('{"schema": 1, "cells": [{"arm": "x"}]}', r"cells\[0\] lacks size, seed"),
-        ('{"schema": 1, "summary": [{"arm": "x", "size": "9"}]}', r"summary\[0\].size is '9'; expected a number"),
-        ('{"schema": 1, "confusion": {"labels": ["a"], "counts": []}, "verdict": 3}', "verdict is a int"),
-        ('{"schema": 1, "confusion": {"labels": ["a", "b"], "counts": [[1, 2]]}}', "expected a table of 2 times 2"),
-        ('{"schema": 1, "arms": [{"name": ["x"]}]}', r"arms\[0\].name is .*; expected a name"),
+        ('{"schema": 1}', "has schema 1; this version of hftl reads 2"),
+        ('{"schema": 2, "cells": {}}', "cells is a dict; expected a list"),
+        ('{"schema": 2, "cells": [{"arm": "x"}]}', r"cells\[0\] lacks size, seed"),
+        ('{"schema": 2, "summary": [{"arm": "x", "size": "9"}]}', r"summary\[0\].size is '9'; expected a number"),
+        ('{"schema": 2, "confusion": {"labels": ["a"], "counts": []}, "verdict": 3}', "verdict is a int"),
+        ('{"schema": 2, "confusion": {"labels": ["a", "b"], "counts": [[1, 2]]}}', "expected a table of 2 times 2"),
+        ('{"schema": 2, "arms": [{"name": ["x"]}]}', r"arms\[0\].name is .*; expected a name"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
@@ -322,7 +322,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
 
 
 def test_nan_in_the_file_is_no_number(tmp_path):
-    (tmp_path / "results.json").write_text('{"schema": 1, "summary": [{"arm": "x", "size": 9, "mean": NaN}]}')
+    (tmp_path / "results.json").write_text('{"schema": 2, "summary": [{"arm": "x", "size": 9, "mean": NaN}]}')
     assert "nan" not in write_report(tmp_path).read_text().lower()
 
 

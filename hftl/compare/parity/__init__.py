@@ -36,8 +36,8 @@ def check_parity(
             pretrained (steps, num_texts, num_examples_seen, train_flops, train_seconds, perplexity of what was
             trained on texts without labels before, which are in its train_flops and train_seconds).
         question: task, checkpoint, margin, budget, as in results.json.
-        arms: name, mode, settings (what is declared for this arm alone), is_trained.
-        expected: The plan: seeds, sizes, arms {name: mode}, trials, frame (one of `FRAMES`), schedules
+        arms: name, role, keeps_base, settings (what is declared for this arm alone).
+        expected: The plan: seeds, sizes, arms {name: role}, trials, frame (one of `FRAMES`), schedules
             {arm: {setting: value or {size: value}}} with each arm's own defaults, overlaps for all cells, and
             minimum_detectable_difference in units of the metric. All are optional but the frame, which may also be
             in question["budget"]["frame"].
@@ -70,12 +70,12 @@ def check_table(
 ) -> dict[str, Any]:
     """`check_parity` for somebody else's table, of which only some fields are known; one call for each task.
 
-    Each row is a cell that also carries its arm's `mode` and `settings`, where known. A table that names no budget
-    frame is read as one of equal training.
+    Each row is a cell that also carries its arm's `role`, `keeps_base` and `settings`, where known. A table that
+    names no budget frame is read as one of equal training.
     """
     arms: dict[str, dict[str, Any]] = {}
     for row in rows:
-        known = {key: row[key] for key in ("mode", "settings") if row.get(key) is not None}
+        known = {key: row[key] for key in ("role", "keeps_base", "settings") if row.get(key) is not None}
         arms.setdefault(row["arm"], {"name": row["arm"]}).update(known)
     question, plan = question or {}, dict(expected or {})
     plan.setdefault("frame", (question.get("budget") or {}).get("frame") or "steps")
@@ -88,7 +88,7 @@ def _build_study(cells: Sequence[Cell], question: Mapping, arms: Sequence[Mappin
     frame = expected.get("frame") or (question.get("budget") or {}).get("frame") or "none"
     if frame not in FRAMES:
         raise unknown_name("budget frame", frame, FRAMES)
-    by_name = {name: {"mode": mode} for name, mode in (expected.get("arms") or {}).items()}
+    by_name = {name: {"role": role} for name, role in (expected.get("arms") or {}).items()}
     by_name |= {arm["name"]: {**by_name.get(arm["name"], {}), **arm} for arm in arms}
     finals = [cell for cell in cells if cell.get("role", "final") == "final"]
     if not finals:

@@ -88,7 +88,7 @@ def _find_quantized(study: Study) -> list[Finding]:
         kind = take_settings(cell, "quantization")["quantization"]
         if kind in (None, "none"):
             continue
-        is_frozen = study.arms[cell["arm"]].get("mode") in ("peft", "probe")
+        is_frozen = study.arms[cell["arm"]].get("keeps_base", False)
         is_declared = study.settings(cell["arm"]).get("quantization") == kind
         text = f"{kind}, {'declared' if is_declared else 'not declared'}, {'frozen' if is_frozen else 'not frozen'},"
         (noted if is_frozen and is_declared else blocking).append(see(cell, "base", text))

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from hftl.models.modes import Role
+
 FRAMES = ("own_schedule", "convergence", "steps", "flops", "wall_time")
 OWN_LENGTH = ("own_schedule", "convergence")  # the frames in which arms may train for different numbers of steps
 SEVERITIES = ("blocks", "warns", "notes")
-UNTRAINED = {"majority", "prior", "tfidf", "knn", "probe"}  # no training loop: no schedule, no optimizer steps
 
 Cell = Mapping[str, Any]
 
@@ -48,8 +49,8 @@ class Study:
         return [cell for cell in self.completed if self.is_trained(cell["arm"])]
 
     def is_trained(self, name: str) -> bool:
-        arm = self.arms[name]
-        return arm.get("mode") not in UNTRAINED and arm.get("is_trained") is not False
+        """Whether the arm has a training loop, and so a schedule and optimizer steps."""
+        return self.arms[name].get("role", Role.TUNED).is_trained
 
     def settings(self, name: str) -> Mapping[str, Any]:
         """What the arm declares for itself alone."""
