@@ -6,6 +6,7 @@ Rows are made first and written afterwards, so that what a right reading is does
 import gzip
 import io
 import json
+import re
 import tempfile
 import unicodedata
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ def texts(draw, has_breaks):
     return draw(st.sampled_from((" ", " ", ""))).join(parts)
 
 
+ONE_HOT = ("cat", "dog", "bird")
 LABEL_KINDS = {
     "words": ("cat", "dog", "big bird", "ice-cream"),
     "nulls": ("NA", "None", "null", "nan"),
@@ -54,6 +56,7 @@ LABEL_KINDS = {
     "bools": (True, False),
     "wholes": (0.0, 1.0, 2.0),
     "values": (0.5, 1.25, -3.0, 2.0),
+    "columns": (("cat", "dog"), ("cat",), ("dog", "bird"), ("cat", "dog", "bird")),
     "lists": (("cat", "dog"), ("cat",), ("dog", "bird"), ("cat", "dog", "bird")),
 }
 
@@ -107,13 +110,15 @@ class Table:
     flags: list[str]
     label_kind: str
     excuses: list[str]
+    is_folder: bool = False
 
     def write(self, folder: Path, split: str, *, with_labels: bool = True) -> Path:
         file = self.files[split]
         path = folder / f"{split}{'' if with_labels else '-unlabelled'}{file.ending}"
-        columns: dict[str, list] = {name: [f"{name}{i}" for i in range(len(self.rows[split]))] for name in ()}
-        columns[self.text] = [text for text, _ in self.rows[split]]
-        if with_labels:
+        columns: dict[str, list] = {self.text: [text for text, _ in self.rows[split]]}
+        if with_labels and self.label_kind == "columns":
+            columns |= {name: [int(name in label) for _, label in self.rows[split]] for name in ONE_HOT}
+        elif with_labels:
             columns[self.label] = [label for _, label in self.rows[split]]
         for name in self.extras[split]:
             columns[name] = [f"{name} {place}" if place % 3 else "" for place in range(len(self.rows[split]))]
@@ -146,7 +151,9 @@ def write_delimited(columns: dict[str, list], style: dict[str, Any]) -> bytes:
 
 
 def quote(cell: str, style: dict[str, Any]) -> str:
-    """RFC 4180; or with backslashes in front of quotation marks."""
+    """RFC 4180; or with backslashes in front of quotation marks, within others or in place of them."""
+    if style["quoting"] == "escaped":
+        return re.sub(rf'(["\n\r{re.escape(style["separator"])}])', r"\\\1", cell)
     if style["quoting"] != "all" and not any(mark in cell for mark in (style["separator"], '"', "\n", "\r")):
         return cell
     return '"' + cell.replace('"', '\\"' if style["quoting"] == "backslash" else '""') + '"'
@@ -162,7 +169,9 @@ def write_json(columns: dict[str, list], style: dict[str, Any]) -> bytes:
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if style["drops_empty"]:
         rows = [{name: value for name, value in row.items() if value != ""} for row in rows]
-    return json.dumps(rows, indent=style["indent"], ensure_ascii=style["ascii"]).encode(style["encoding"])
+    content: Any = rows if style["wrap"] is None else {style["wrap"]: rows}
+    content = columns if style["wrap"] == "columns" else content
+    return json.dumps(content, indent=style["indent"], ensure_ascii=style["ascii"]).encode(style["encoding"])
 
 
 def write_jsonl(columns: dict[str, list], style: dict[str, Any]) -> bytes:
@@ -217,10 +226,13 @@ def files(draw, rows, label_kind):
         style["indent"] = draw(st.sampled_from((None, 1)))
         style["ascii"] = draw(st.booleans())
         style["drops_empty"] = draw(st.booleans())
+        style["wrap"] = draw(st.sampled_from((None,) * 9 + ("data", "train", "columns"))) if kind == "json" else None
+        if style["wrap"]:
+            file.excuses.append("rows inside of an object")
         return excuse_encoding(file, rows, label_kind, draw)
     usual = "\t" if kind == "tsv" else ","
     style["separator"] = draw(st.sampled_from((usual,) * 4 + (";", "|", "\t")))
-    style["quoting"] = draw(st.sampled_from(("minimal",) * 4 + ("all", "none", "backslash")))
+    style["quoting"] = draw(st.sampled_from(("minimal",) * 4 + ("all", "none", "backslash", "escaped")))
     style["sep_line"] = draw(chance(10))
     style["header"] = draw(st.sampled_from(("{}",) * 8 + (" {}", "{} ", "\u00a0{}")))
     style["index"] = draw(chance(6))
@@ -246,6 +258,8 @@ def excuse_quotes(file: File, rows: list[tuple[str, Any]], usual: str) -> None:
         file.excuses.append("texts that would need quotes have none")
     if quoting == "backslash" and any('"' in cell or "\\" in cell for cell in cells):
         file.excuses.append("quotes marked by a backslash")
+    if quoting == "escaped" and any(mark in cell for cell in cells for mark in (separator, '"', "\n", "\r", "\\")):
+        file.excuses.append("backslashes in place of quotes")
     if separator != usual:
         others = [mark for mark in ",;|\t" if mark != separator]
         if any(mark in cell for cell in cells for mark in others):
@@ -274,13 +288,13 @@ def is_ambiguous(table: Table) -> bool:
     for split, file in table.files.items():
         cells = [text for text, _ in table.rows[split]] + [str(label) for _, label in table.rows[split]]
         quoting = file.style.get("quoting")
-        if quoting == "none" and any(cell[:1] == '"' for cell in cells) and file.kind == "csv":
-            return any(cell[:1] == '"' and cell[-1:] == '"' and len(cell) > 1 for cell in cells)
         if quoting == "none" and any(cell[:1] == '"' and cell[-1:] == '"' and len(cell) > 1 for cell in cells):
             return True
         if quoting == "none" and any("\n" in cell or "\r" in cell for cell in cells):
             return True
-        if quoting == "backslash" and any("\\" in cell for cell in cells):
+        if quoting in ("backslash", "escaped") and any("\\" in cell for cell in cells):
+            return True
+        if quoting == "escaped" and file.style["separator"] == "\t" and any('"' in cell for cell in cells):
             return True
     return False
 
@@ -317,7 +331,9 @@ def tables(draw):
     if len(splits) > 1 and draw(chance(4)):
         extras[draw(st.sampled_from(splits))].append("seen")
         flags = ["--text_columns", text, "--label_column", label]
-    table = Table(rows, text, label, extras, files_of, flags, label_kind, [])
+    if label_kind == "columns":
+        flags = ["--text_columns", text, "--label_column", *ONE_HOT]
+    table = Table(rows, text, label, extras, files_of, flags, label_kind, [], draw(chance(6)))
     excuse_labels(table)
     return table
 
@@ -334,7 +350,7 @@ def excuse_labels(table: Table) -> None:
         table.flags += ["--problem_type", "regression"]
     if table.label_kind == "lists" and table.flags and "tsv" in kinds:
         table.flags += ["--problem_type", "multi_label_classification"]
-    if table.label_kind in ("bools", "integers", "wholes", "digits", "padded", "lists", "values") and len(kinds) > 1:
+    if table.label_kind in ("bools", "wholes", "lists") and len(kinds) > 1:
         table.excuses.append("labels of different types in different files")
     names = [agree_key(label) for rows in table.rows.values() for _, label in rows]
     if len(set(names)) < 2:
@@ -344,6 +360,8 @@ def excuse_labels(table: Table) -> None:
         table.excuses.append("texts that are numbers")
     if table.label_kind == "wholes":
         table.excuses.append("classes written as decimals")
+    if table.label_kind == "columns" and {name for _, label in table.rows["train"] for name in label} < set(ONE_HOT):
+        table.excuses.append("a label that no row of train has")
 
 
 def is_number(text: str) -> bool:
@@ -362,6 +380,7 @@ def check(table: Table, trains_in: Path | None = None) -> str:
         folder = Path(place)
         paths = {split: table.write(folder, split) for split in table.rows}
         words = [word for split, path in paths.items() for word in (f"--{split}_file", path)]
+        words = ["--dataset", folder] if table.is_folder else words
         excuses = table.excuses + [excuse for file in table.files.values() for excuse in file.excuses]
         reader = Reader([*words, *table.flags])
         try:
@@ -377,6 +396,9 @@ def check(table: Table, trains_in: Path | None = None) -> str:
         assert_read(reader.evaluate(path), table.rows[split], "evaluate")
         meant = [text for text, _ in table.rows[split]]
         assert reader.predict(path) == meant
+        if table.is_folder and len(paths) > 1:
+            assert reader.predict(f"{folder}:{split}") == meant
+            assert_read(reader.evaluate(f"{folder}:{split}"), table.rows[split], "evaluate")
         try:
             assert reader.predict(table.write(folder, split, with_labels=False)) == meant
         except Refused as refusal:
