@@ -90,6 +90,7 @@ class Folder:
     links: str  # none, classes, files
     table: str  # ending of metadata
     excuses: list[str]
+    unreadable: str  # a class that holds nothing but such files; empty: there is none
 
     def write(self, root: Path) -> dict[str, list[tuple[str, str]]]:
         """Split -> path below the root and class of each image, in the order of their names."""
@@ -108,6 +109,8 @@ class Folder:
             if self.layout != "classes":
                 write_metadata(place / f"metadata{self.table}", place, root, found)
             written[split] = found
+        if self.unreadable:
+            put(root / self.names["train"] / "lost class" / f"0{self.unreadable}")
         for name in (*self.root_litter, *self.stray):
             put(root / name)
         return written
@@ -176,7 +179,10 @@ def folders(draw):
         draw(st.sampled_from(("none", "none", "classes", "files"))) if layout == "classes" else "none",
         draw(st.sampled_from((".csv", ".jsonl"))),
         [],
+        draw(st.sampled_from(("",) * 6 + (".heic", ".mp4", ".txt"))) if layout == "classes" else "",
     )
+    if folder.unreadable:
+        folder.excuses.append("a class without images")
     if folder.links == "files":
         folder.excuses.append("links to files outside of the folder")
     return folder
@@ -207,6 +213,7 @@ def check(folder: Folder, trains_in: Path | None = None) -> str:
         except Refused as refusal:
             assert folder.excuses, refusal
             return f"refused: {refusal}"
+        assert not folder.unreadable, "a class has disappeared"
         assert set(found) == set(written)
         for split, images in written.items():
             assert_files(found[split], images, root)

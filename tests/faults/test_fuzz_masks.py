@@ -53,6 +53,7 @@ class Scenes:
     is_named: bool
     scale: int
     excuses: list[str]
+    is_overnamed: bool = False
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -72,7 +73,7 @@ class Scenes:
         if self.mode == "RGB":
             return ["--class_names", *(f"{a}={b}" for a, b in zip(self.names, COLORS, strict=False))]
         if self.numbering == "plain":
-            return ["--class_names", *self.names]
+            return ["--class_names", *self.names, *(["nothing"] if self.is_overnamed else [])]
         return ["--class_names", *(f"{a}={b}" for a, b in zip(self.names, self.numbers, strict=True))]
 
     def meant(self, classes: np.ndarray) -> np.ndarray:
@@ -143,6 +144,9 @@ def masks(draw):
     ending = draw(st.sampled_from(MODES[mode]))
     layout = draw(st.sampled_from(("folders", "table")))
     scenes = Scenes(splits, number, numbering, mode, ending, layout, is_named, draw(st.sampled_from((1, 2))), [])
+    if is_named and numbering == "plain" and mode not in ("RGB", "JPEG") and draw(st.integers(0, 4)) == 0:
+        scenes.is_overnamed = True
+        scenes.excuses.append("a named class has no pixel")
     if not is_named and (not NUMBERS[numbering][1] or mode == "RGB"):
         scenes.excuses.append("nobody said which number is a class")
     if numbering == "apart" and has_unknown or numbering == "from one":
@@ -183,6 +187,7 @@ def check(scenes: Scenes, trains_in: Path | None = None) -> str:
         except Refused as refusal:
             assert scenes.excuses, refusal
             return f"refused: {refusal}"
+        assert not scenes.is_overnamed, "a named class has no pixel"
         assert {split: len(rows) for split, rows in found.items()} == {s: len(r) for s, r in scenes.splits.items()}
         assert len(reader.labels.names) == len(scenes.names)
         if scenes.is_named:

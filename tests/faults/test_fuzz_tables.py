@@ -49,7 +49,7 @@ LABEL_KINDS = {
     "words": ("cat", "dog", "big bird", "ice-cream"),
     "nulls": ("NA", "None", "null", "nan"),
     "odd": ("é", "no, thanks", 'the "old"', "a;b"),
-    "spelled": ("Caf\u00e9", "Cafe\u0301", "tea ", " tea", "tea"),
+    "spelled": ("Caf\u00e9", "tea ", "Cafe\u0301", " tea", "tea"),
     "padded": ("01", "02", "10"),
     "digits": ("1", "2", "10"),
     "integers": (0, 1, 2, 7),
@@ -218,7 +218,7 @@ def files(draw, rows, label_kind):
         style["decimals"] = draw(st.sampled_from((pa.float64(), pa.float32())))
         style["group"] = draw(st.sampled_from((1, 4, 100)))
         return File(kind, style)
-    style["encoding"] = draw(st.sampled_from(("utf-8",) * 5 + ("utf-8-sig", "utf-16", "cp1252")))
+    style["encoding"] = draw(st.sampled_from(("utf-8",) * 16 + ("utf-8-sig", "utf-8-sig", "utf-16", "cp1252")))
     style["end"] = draw(st.sampled_from(("\n", "\n", "\r\n")))
     style["tail"] = draw(st.sampled_from((0, 0, 0, 1, 3)))
     file = File(kind, style)
@@ -232,7 +232,7 @@ def files(draw, rows, label_kind):
         return excuse_encoding(file, rows, label_kind, draw)
     usual = "\t" if kind == "tsv" else ","
     style["separator"] = draw(st.sampled_from((usual,) * 4 + (";", "|", "\t")))
-    style["quoting"] = draw(st.sampled_from(("minimal",) * 4 + ("all", "none", "backslash", "escaped")))
+    style["quoting"] = draw(st.sampled_from(("minimal",) * 4 + ("all", "none", "none", "backslash", "escaped")))
     style["sep_line"] = draw(chance(10))
     style["header"] = draw(st.sampled_from(("{}",) * 8 + (" {}", "{} ", "\u00a0{}")))
     style["index"] = draw(chance(6))
@@ -303,7 +303,7 @@ def is_ambiguous(table: Table) -> bool:
 def tables(draw):
     label_kind = draw(st.sampled_from(("words",) * 6 + tuple(LABEL_KINDS)))
     pool = LABEL_KINDS[label_kind]
-    has_breaks = draw(chance(4))
+    has_breaks, has_quotes = draw(chance(4)), draw(chance(3))
     splits = draw(st.sampled_from((("train",), ("train", "test"), ("train", "validation", "test"))))
     text, label = draw(
         st.sampled_from((("text", "label"), ("sentence", "label"), ("Text", "Label"), ("body", "kind")))
@@ -314,6 +314,7 @@ def tables(draw):
         found = []
         for place in range(number):
             value = draw(texts(has_breaks))
+            value = f'"{value}' if has_quotes and draw(chance(3)) else value
             while value in seen or not value.split():
                 value = f"{value}{draw(st.sampled_from(NUMBERED))}{len(seen)}"
             seen.add(value)
