@@ -1,5 +1,6 @@
 """One training run, from arguments to a folder that anyone can load. This is the page to read."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from hftl.config import Arguments, write_config
 from hftl.cost.ledger import Ledger
 from hftl.cost.memory import PeakMemory
 from hftl.data.sampling import sort_by_length
+from hftl.errors import UserError
 from hftl.examples import Examples, audit_lengths, describe_source, load_examples, prepare_examples
 from hftl.head_start import initialize_head
 from hftl.hub.canary import write_canary
@@ -29,6 +31,7 @@ from hftl.models.head import head_modules
 from hftl.models.load import LoadedModel, correct_momentum, find_commit, load_config
 from hftl.models.modes import Mode, count_parameters, find_mode
 from hftl.models.quantization import is_quantized
+from hftl.models.reading import explained_reading
 from hftl.models.weights import digest_weights
 from hftl.precision import choose_autocast, describe_precision
 from hftl.pretraining import check_pretraining, continue_pretraining
@@ -62,6 +65,8 @@ from hftl.tasks import build_task
 from hftl.tasks.base import Task
 from hftl.tasks.processors import count_tokens
 from hftl.trainer import FineTuningTrainer
+
+logger = logging.getLogger(__name__)
 
 
 @explained_resources()
@@ -123,7 +128,8 @@ def run(
         head = read_head(checkpoint)
         if checkpoint is None:
             wanted = mode.choose_head_init(task, args.model.head_init)
-            head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
+            with explained_reading(loaded.network):
+                head = initialize_head(loaded.network, args, wanted, rows, collator, is_final=not mode.is_trained)
     with ledger.bucket("startup"):
         coverage = mode.cover(loaded.network, args.model, heads, sample_inputs(args, rows["train"], collator))
         network = adapt_for_training(args, mode, task, loaded, heads)
@@ -160,12 +166,27 @@ def run(
                 write_predictions(folder, task.describe_predictions(kept, rows[split], examples.labels))
                 record.files = record_files(folder)
         with ledger.bucket("evaluation"):
-            if args.training.world_size == 1 and (texts := task.sample(network, processor, examples.splits[split])):
+            samples = examples.splits[split]
+            if texts := draw_samples(network, task, processor, samples, args.training.world_size):
                 record.metrics[split]["samples"] = texts
         record.cost |= memory.describe()
         record.history = [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
     publish_run(args, publication)
     return record
+
+
+def draw_samples(
+    network: nn.Module, task: Task, processor: Any, rows: datasets.Dataset, world_size: int
+) -> list[dict[str, str]]:
+    """A few answers of a network that writes, in one process; what has been trained counts where it cannot."""
+    if world_size > 1:
+        return []
+    try:
+        with explained_reading(network):
+            return task.sample(network, processor, rows)
+    except UserError as error:
+        logger.warning("No samples: %s", error)
+        return []
 
 
 def pretrain(args: Arguments, examples: Examples, ledger: Ledger) -> tuple[Arguments, dict[str, Any]]:

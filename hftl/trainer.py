@@ -40,6 +40,7 @@ from hftl.data.labels import IGNORED
 from hftl.data.sampling import EpochSampler, SeededRows, StepBatchSampler, sort_by_length
 from hftl.errors import TrainingDiverged, UserError
 from hftl.models.linear import linear_by_onednn
+from hftl.models.reading import explained_reading
 from hftl.precision import computing_in
 from hftl.records import redact
 from hftl.resuming.checkpoints import clean, commit, find_damage, rotate, staging_folder
@@ -334,7 +335,8 @@ class FineTuningTrainer(Trainer):
         if math.isfinite(self.meter.flops_per_unit) or self.args.torch_compile:
             return super().training_step(model, inputs, num_items_in_batch)
         units, losses, step = count_units(inputs), [], super().training_step
-        flops = count_flops(lambda: losses.append(step(model, inputs, num_items_in_batch)))
+        with explained_reading(self.model):
+            flops = count_flops(lambda: losses.append(step(model, inputs, num_items_in_batch)))
         self.meter.flops_per_unit = flops / units
         return losses[0]
 

@@ -20,8 +20,8 @@ WIDTH, POSITIONS, IMAGE_SIZE = 32, 64, 32
 MAX_PARAMETERS = 3_000_000
 
 
-class TooLarge(Exception):
-    """A network that would take minutes."""
+class NotTiny(Exception):
+    """The settings here give no network, or one that would take minutes."""
 
 
 # Name of a setting -> its tiny value. A list keeps its length, and each entry gets the value.
@@ -77,6 +77,26 @@ SIZES = {name: value for value, names in _SIZES for name in names.split()}
 SPECIAL: dict[str, dict[str, Any]] = {
     "GPTNeoConfig": {"attention_types": [[["global", "local"], 1]]},
     "ReformerConfig": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8), "attn_layers": ["local", "lsh"]},
+    "GPTJConfig": {"rotary_dim": 8},
+    "CodeGenConfig": {"rotary_dim": 8},
+    "LEDConfig": {"attention_window": 8},
+    "LongformerConfig": {"attention_window": 8},
+    "EfficientNetConfig": {"hidden_dim": 128, "width_coefficient": 0.1, "depth_coefficient": 0.1},
+    "MobileNetV1Config": {"depth_multiplier": 0.25},
+    "SwinConfig": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "patch_size": 4, "window_size": 2},
+    "DonutSwinConfig": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "patch_size": 4, "window_size": 2},
+    "Swinv2Config": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "patch_size": 4, "window_size": 2},
+    "ConvNextConfig": {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1], "patch_size": 2},
+    "ConvNextV2Config": {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1], "patch_size": 2},
+    "Mamba2Config": {"num_heads": 4},
+    "BambaConfig": {"attn_layer_indices": [1]},
+    "JambaConfig": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "GraniteMoeHybridConfig": {"layer_types": ["mamba", "attention"]},
+    "RecurrentGemmaConfig": {"block_types": ["recurrent", "attention"]},
+    "Qwen3NextConfig": {"layer_types": ["linear_attention", "full_attention"]},
+    "Qwen3_5TextConfig": {"layer_types": ["linear_attention", "full_attention"]},
+    "Lfm3Config": {"layer_types": ["conv", "full_attention"]},
+    "XmodConfig": {"default_language": "en_XX"},
     "BitConfig": {"num_groups": 2},
     "LukeConfig": {"entity_vocab_size": 10},
     "RoCBertConfig": {"shape_vocab_size": 10, "pronunciation_vocab_size": 10},
@@ -120,23 +140,29 @@ def write_checkpoint(folder: Path, task: str, name: str) -> Path:
     """A tiny checkpoint of one architecture, at random, with what reads its rows beside it.
 
     Raises:
-        TooLarge: the sizes of its configuration have names that are not known here.
+        NotTiny: the sizes of its configuration have names that are not known here.
     """
-    config_class = list_architectures(task)[name]
-    config = config_class(**shrink(config_class, architectures=[name]))
-    network_class = getattr(transformers, name)
-    with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in network_class(config).parameters())
-    if size > MAX_PARAMETERS:
-        raise TooLarge(f"{name} has {size} parameters")
-    torch.manual_seed(0)
-    network_class(config).save_pretrained(folder)
+    try:
+        network = _build(list_architectures(task)[name], name)
+    except Exception as error:  # of the class itself, before hftl has seen it
+        raise NotTiny(f"{name}: {type(error).__name__}: {error}") from error
+    network.save_pretrained(folder)
     if TASKS[task].modality == "image":
         size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
         transformers.ViTImageProcessorPil(size=size).save_pretrained(folder)
     else:
         _build_tokenizer().save_pretrained(folder)
     return folder
+
+
+def _build(config_class: type, name: str) -> transformers.PreTrainedModel:
+    config = config_class(**shrink(config_class, architectures=[name]))
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in getattr(transformers, name)(config).parameters())
+    if size > MAX_PARAMETERS:
+        raise NotTiny(f"{size} parameters")
+    torch.manual_seed(0)
+    return getattr(transformers, name)(config)
 
 
 def _build_tokenizer() -> transformers.PreTrainedTokenizerFast:

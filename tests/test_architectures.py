@@ -10,7 +10,7 @@ from hftl.errors import UserError
 from hftl.run import run
 from hftl.tasks import TASKS
 from tests import tiny
-from tests.architectures import list_architectures, write_checkpoint
+from tests.architectures import NotTiny, list_architectures, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of each of these networks its own
 
@@ -24,7 +24,13 @@ TRAINED = (
     *((LANGUAGE, name) for name in ("GPTNeoXForCausalLM", "OPTForCausalLM", "Qwen3ForCausalLM", "BloomForCausalLM")),
     *((IMAGE, f"{name}ForImageClassification") for name in ("Dinov2", "MobileNetV2", "DeiT", "PvtV2")),
 )
-REFUSED = ("ImageGPTForImageClassification", "ShieldGemma2ForImageClassification")
+UNREADABLE = (
+    (IMAGE, "Siglip2ForImageClassification", "RuntimeError: mat1 and mat2"),  # its patches come cut
+    (IMAGE, "PPLCNetForImageClassification", "KeyError: 'logits'"),
+    (TAGS, "BrosForTokenClassification", "ValueError: You have to specify bbox"),
+    (TEXT, "ReformerForSequenceClassification", "ValueError: If training, make sure"),  # texts of one length alone
+)
+REFUSED = ("ImageGPTForImageClassification",)
 ALL = [
     (task, name) for task in (TEXT, IMAGE, TAGS, LANGUAGE, "masked-lm", "seq2seq") for name in list_architectures(task)
 ]
@@ -50,9 +56,8 @@ def rows(tmp_path_factory):
     }
 
 
-def train(task, name, rows, folder):
+def train(task, checkpoint, rows, folder):
     """Two steps of one architecture, which then loads in plain transformers with every weight."""
-    checkpoint = write_checkpoint(folder / "checkpoint", task, name)
     words = ["--task", task, "--dataset" if task == IMAGE else "--train_file", str(rows[task]), "--use_cpu"]
     words += ["--max_steps", "2", "--model_name_or_path", str(checkpoint), "--output_dir", str(folder / "run")]
     words += ["--per_device_train_batch_size", "4"]
@@ -62,13 +67,13 @@ def train(task, name, rows, folder):
     auto = getattr(transformers, TASKS[task].auto_model)
     network, report = auto.from_pretrained(folder / "run", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"))
-    saved, made = (json.loads((folder / place / "config.json").read_text()) for place in ("run", "checkpoint"))
+    saved, made = (json.loads((place / "config.json").read_text()) for place in (folder / "run", checkpoint))
     assert saved["architectures"] == [type(network).__name__] and saved["model_type"] == made["model_type"]
 
 
 @pytest.mark.parametrize(("task", "name"), TRAINED)
 def test_an_architecture_trains_and_loads_in_plain_transformers(task, name, rows, tmp_path):
-    train(task, name, rows, tmp_path)
+    train(task, write_checkpoint(tmp_path / "checkpoint", task, name), rows, tmp_path)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -80,11 +85,22 @@ def test_a_network_that_reads_something_else_is_refused_by_name(name, rows, tmp_
         run(parse_args([*words, "--output_dir", str(tmp_path / "run")], mode="full"))
 
 
+@pytest.mark.parametrize(("task", "name", "reason"), UNREADABLE)
+def test_a_network_that_needs_more_than_rows_have_is_refused_by_name(task, name, reason, rows, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", task, name)
+    with pytest.raises(UserError, match=rf"^{name} cannot read these rows as they are \({reason}"):
+        train(task, checkpoint, rows, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "name"), ALL)
 def test_every_architecture_that_can_be_made_tiny_trains_or_is_refused(task, name, rows, tmp_path):
     try:
-        train(task, name, rows, tmp_path)
+        checkpoint = write_checkpoint(tmp_path / "checkpoint", task, name)
+    except NotTiny as error:
+        pytest.skip(str(error))
+    try:
+        train(task, checkpoint, rows, tmp_path)
     except UserError as error:
-        assert len(str(error)) < 2000
+        assert len(str(error)) < 700 and "\n" not in str(error)
         pytest.xfail(f"refused: {error}")

@@ -149,7 +149,7 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
             config.pad_token_id = processor.pad_token_id
             return
         widen_vocabulary(config, processor)
-        if config.pad_token_id is None:
+        if getattr(config, "pad_token_id", None) is None:  # of CodeGen and RWKV it does not even have the name
             config.pad_token_id = processor.pad_token_id
 
     def sum_loss(self, outputs: Any, labels: torch.Tensor, problem_type: str, smoothing: float) -> torch.Tensor:

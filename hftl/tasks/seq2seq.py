@@ -96,8 +96,9 @@ print(processor.decode(written[0], skip_special_tokens=True))"""
             config.pad_token_id, config.eos_token_id = processor.pad_token_id, processor.eos_token_id
             config.decoder_start_token_id = processor.pad_token_id
         widen_vocabulary(config, processor)
-        if config.decoder_start_token_id is None:
-            config.decoder_start_token_id = config.pad_token_id
+        if getattr(config, "decoder_start_token_id", None) is None:  # T5 made from its class does not have the name
+            pad = getattr(config, "pad_token_id", None)
+            config.decoder_start_token_id = processor.pad_token_id if pad is None else pad
         self._config = config  # what starts a text to be written
 
     def prepare(self, dataset: datasets.Dataset, processor: Any, args: Any, fingerprint: str) -> datasets.Dataset:

@@ -69,6 +69,8 @@ print({answer})"""
         widen_vocabulary(config, processor)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = processor.pad_token_id
+        if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
+            config.decoder_start_token_id = config.pad_token_id
 
 
 class TextCollator:
