@@ -21,7 +21,7 @@ from unittest import mock
 import datasets
 import numpy as np
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from hftl.audit import audit_data
 from hftl.config import DataArguments, parse_args
@@ -43,11 +43,13 @@ def fuzz(examples: int, *, always_the_same: bool = True) -> settings:
         max_examples=number,
         derandomize=always_the_same,
         database=None,
+        phases=(Phase.explicit, Phase.generate),  # shrinking takes minutes
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
 
 
+VERBS = ("audit", "evaluate", "predict")  # besides train, which reads every example
 HEADED = ("text-classification", "image-classification")
 
 

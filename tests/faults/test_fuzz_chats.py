@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
-from tests.faults.readings import Reader, Refused, fuzz, own_caches
+from tests.faults.readings import VERBS, Reader, Refused, fuzz, own_caches
 
 TEMPLATE = (
     "{% if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|end|>\n{% endif %}"
@@ -198,6 +198,8 @@ def chats(draw):
     rows = []
     for place in range(draw(st.integers(3, 6))):
         rows.append(draw_row(draw, count, layout, place, (has_system, may_call, may_weigh, may_think, has_tools)))
+    if style["parts"]:
+        style["empty"] = None
     if layout == "chat" and kind == "csv":
         style |= {"as_text": True, "tools": "text"}
     if style["system"] == "turn" and layout == "pair":
@@ -237,7 +239,7 @@ def excuse(table: Chats) -> None:
         table.excuses.append("nothing of a row is to be learnt")
 
 
-def check(table: Chats, trains_in: Path | None = None) -> str:
+def check(table: Chats, verbs: tuple[str, ...] = VERBS, trains_in: Path | None = None) -> str:
     """The property: every word that was said is read and the right ones are learnt, or one sentence says why not."""
     with tempfile.TemporaryDirectory() as place, own_caches(Path(place) / "caches"):
         path = table.write(Path(place))
@@ -251,14 +253,15 @@ def check(table: Chats, trains_in: Path | None = None) -> str:
         try:
             found = reader.train()
             assert len(found["train"]) == len(table.rows)
-            report = reader.audit()
+            report = reader.audit() if "audit" in verbs else None
             prepared = reader.prepare()["train"]
         except Refused as refusal:
             assert table.excuses, refusal
             return f"refused: {refusal}"
-        assert sum(report["num_rows"].values()) == len(table.rows)
+        assert report is None or sum(report["num_rows"].values()) == len(table.rows)
         assert_words([prepared[row_id] for row_id in sorted(prepared)], table, reader.processor)
-        assert_words(reader.evaluate_prepared(path), table, reader.processor)
+        if "evaluate" in verbs:
+            assert_words(reader.evaluate_prepared(path), table, reader.processor)
         asked = reader.predict(path)
         assert len(asked) == len(table.rows)
         for row, inputs in zip(table.rows, asked, strict=True):
@@ -303,16 +306,16 @@ def checkpoint(tmp_path_factory):
 CHECKPOINT: list[Path] = []
 
 
-@fuzz(50)
-@given(chats())
-def test_chats_are_read_as_they_were_meant_or_refused(table):
-    check(table)
+@fuzz(60)
+@given(chats(), st.sampled_from(VERBS))
+def test_chats_are_read_as_they_were_meant_or_refused(table, verb):
+    check(table, (verb,))
 
 
 @fuzz(4)
 @given(chats().filter(lambda table: not table.excuses))
 def test_chats_are_trained_on_and_answered(tmp_path_factory, table):
-    check(table, trains_in=tmp_path_factory.mktemp("run"))
+    check(table, (), tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.exhaustive

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import tiny
-from tests.faults.readings import Reader, Refused, fuzz, own_caches
+from tests.faults.readings import VERBS, Reader, Refused, fuzz, own_caches
 
 SIDE = 32
 CLASSES = ("cat", "dog", "big bird", "été", "01", "train set", "Ünder_score", "a.b")
@@ -196,7 +196,7 @@ def draw_splits(draw):
     return names[: draw(st.integers(2, 3))]
 
 
-def check(folder: Folder, trains_in: Path | None = None) -> str:
+def check(folder: Folder, verbs: tuple[str, ...] = VERBS, trains_in: Path | None = None) -> str:
     """The property: which files, of which class, with which pixels; in training, evaluation and prediction."""
     with tempfile.TemporaryDirectory() as place, own_caches(Path(place) / "caches"):
         root = Path(place).resolve() / "data"
@@ -217,12 +217,15 @@ def check(folder: Folder, trains_in: Path | None = None) -> str:
         assert set(found) == set(written)
         for split, images in written.items():
             assert_files(found[split], images, root)
-        report = reader.audit()
-        assert sum(report["num_rows"].values()) == sum(map(len, written.values()))
-        assert not report["bad_rows"].get("train")
+        if "audit" in verbs:
+            report = reader.audit()
+            assert sum(report["num_rows"].values()) == sum(map(len, written.values()))
+            assert not report["bad_rows"].get("train")
         split, images = list(written.items())[-1]
-        assert_files(reader.evaluate(f"{root}:{split}" if len(written) > 1 else root), images, root)
-        assert_pixels(reader, found, see_answers(reader, root, folder, written), root)
+        if "evaluate" in verbs:
+            assert_files(reader.evaluate(f"{root}:{split}" if len(written) > 1 else root), images, root)
+        if "predict" in verbs:
+            assert_pixels(reader, found, see_answers(reader, root, folder, written), root)
         if trains_in is not None:
             split, images = list(written.items())[-1]
             asked = root / folder.names[split] / ("" if folder.layout == "classes" else f"metadata{folder.table}")
@@ -275,16 +278,16 @@ CHECKPOINT: list[Path] = []
 write_checkpoint = tiny.write_tiny_vit
 
 
-@fuzz(45)
-@given(folders())
-def test_a_folder_of_images_is_read_as_it_was_meant_or_refused(folder):
-    check(folder)
+@fuzz(25)
+@given(folders(), st.sampled_from(VERBS))
+def test_a_folder_of_images_is_read_as_it_was_meant_or_refused(folder, verb):
+    check(folder, (verb,))
 
 
 @fuzz(4)
 @given(folders().filter(lambda folder: not folder.excuses))
 def test_folders_are_trained_on_and_answered(tmp_path_factory, folder):
-    check(folder, trains_in=tmp_path_factory.mktemp("run"))
+    check(folder, (), tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.exhaustive

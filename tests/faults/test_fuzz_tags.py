@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hftl.metrics.spans import find_spans
 from hftl.metrics.tag_schemes import read_scheme
 from tests import tiny
-from tests.faults.readings import Reader, Refused, fuzz, own_caches
+from tests.faults.readings import VERBS, Reader, Refused, fuzz, own_caches
 
 WORDS = (
     *("Paris", "is", "old", "the", "dog", "runs", "in", "Rome", "#Paris", "#", "##", "#tbt", "B-LOC", "O", "-", "1"),
@@ -170,7 +170,7 @@ def excuse_lines(table: Tagged) -> None:
         table.excuses.append("a word that begins documents")
 
 
-def check(table: Tagged, trains_in: Path | None = None) -> str:
+def check(table: Tagged, verbs: tuple[str, ...] = VERBS, trains_in: Path | None = None) -> str:
     """The property: words and tags, sentence by sentence, in every verb; and the entities of the scheme."""
     with tempfile.TemporaryDirectory() as place, own_caches(Path(place) / "caches"):
         paths = {split: table.write(Path(place), split) for split in table.splits}
@@ -192,13 +192,15 @@ def check(table: Tagged, trains_in: Path | None = None) -> str:
             assert_read(found[split], rows)
         if table.entities is not None:
             assert_entities(table, reader.labels)
-        report = reader.audit()
-        assert sum(report["num_rows"].values()) == sum(map(len, table.splits.values()))
+        if "audit" in verbs:
+            assert sum(reader.audit()["num_rows"].values()) == sum(map(len, table.splits.values()))
         split, path = list(paths.items())[-1]
-        assert_read(reader.evaluate(path), table.splits[split])
+        if "evaluate" in verbs:
+            assert_read(reader.evaluate(path), table.splits[split])
         words = [[word for word, _ in row] for row in table.splits[split]]
-        assert reader.predict(path) == words
-        if table.kind not in ("conllu", "txt") and not table.style["first"]:
+        if "predict" in verbs:
+            assert reader.predict(path) == words
+        if "predict" in verbs and table.kind not in ("conllu", "txt") and not table.style["first"]:
             predict_words(reader, table, Path(place), split, words)
         if trains_in is not None:
             number = sum(map(len, table.splits.values()))
@@ -244,16 +246,16 @@ CHECKPOINT: list[Path] = []
 write_checkpoint = tiny.write_tiny_bert
 
 
-@fuzz(55)
-@given(tags())
-def test_tagged_words_are_read_as_they_were_meant_or_refused(table):
-    check(table)
+@fuzz(60)
+@given(tags(), st.sampled_from(VERBS))
+def test_tagged_words_are_read_as_they_were_meant_or_refused(table, verb):
+    check(table, (verb,))
 
 
 @fuzz(4)
 @given(tags().filter(lambda table: not table.excuses))
 def test_tagged_words_are_trained_on_and_answered(tmp_path_factory, table):
-    check(table, trains_in=tmp_path_factory.mktemp("run"))
+    check(table, (), tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.exhaustive
