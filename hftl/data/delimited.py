@@ -165,14 +165,18 @@ def _parse(path: Path, layout: Layout) -> Iterator[Record]:
 def _explain(lines: list[str], last: int, said: str) -> _Unfit:
     place = f"in line {last - len(lines) + 1}"
     if any('\\"' in line for line in (lines[0], lines[-1])):
-        return _Unclear(
-            f"{place} quotation marks within a text are marked by a backslash; double them instead, as "
-            '`pandas.read_csv(path, escapechar="\\\\").to_csv(path, index=False)` does'
-        )
+        return _refuse_escapes(place)
     advice = "put a text with quotation marks between quotation marks and double those within"
     if "end of data" in said:
         return _Unfit(f"{place} a quotation mark opens a text and none ends it (EOF inside string); {advice}")
     return _Unfit(f"the text {place} goes on behind the quotation mark that ends it; {advice}")
+
+
+def _refuse_escapes(place: str) -> _Unclear:
+    return _Unclear(
+        f"{place} quotation marks within a text are marked by a backslash; double them instead, as "
+        '`pandas.read_csv(path, escapechar="\\\\").to_csv(path, index=False)` does'
+    )
 
 
 def _check(path: Path, layout: Layout) -> Layout:
@@ -191,6 +195,8 @@ def _check(path: Path, layout: Layout) -> Layout:
             raise _Unfit(_describe_length(path, layout.separator, width, (number, len(fields))))
         if layout.is_quoted and f'{layout.separator} "' in lines[0] and _has_blank_before_quote(fields):
             raise _Unfit(f"in line {number} blanks stand in front of a quotation mark; remove them")
+        if layout.is_quoted and layout.separator != "\t" and _has_bare_escape(fields, lines[0], layout.separator):
+            raise _refuse_escapes(f"in line {number - len(lines) + 1}")
         if len(lines) > 1 and all(line.count(layout.separator) == width - 1 for line in lines):
             spans.append((number - len(lines) + 1, fields, list(lines)))
     if spans:
@@ -215,6 +221,14 @@ def _describe_length(path: Path, separator: str, width: int, found: tuple[int, i
         f"Expected {width} fields in line {found[0]}, saw {found[1]}. Rows of {path} have "
         f"{more if found[1] > width else fewer} between quotation marks"
     )
+
+
+def _has_bare_escape(fields: Fields, line: str, separator: str) -> bool:
+    """Whether a field without quotation marks around it has one behind a backslash, as Python's csv can write it."""
+    if '\\"' not in line:
+        return False
+    padded = separator + line.rstrip("\r\n") + separator
+    return any('\\"' in field and f"{separator}{field}{separator}" in padded for field in fields)
 
 
 def _has_blank_before_quote(fields: Fields) -> bool:

@@ -217,7 +217,9 @@ def _unify_types(name: str, splits: dict[str, datasets.Dataset], types: dict[str
     """As `_widest`, but integers stay integers where the decimals of other splits have no fraction."""
     features = [types[split][name] for split in splits]
     found = _widest(features)
-    if found != datasets.Value("float64") or not any("int" in feature.dtype for feature in features):
+    if found != datasets.Value("float64") or not all(isinstance(feature, datasets.Value) for feature in features):
+        return found
+    if not any("int" in feature.dtype for feature in features):
         return found
     decimals = [rows.data.column(name) for split, rows in splits.items() if "float" in types[split][name].dtype]
     return datasets.Value("int64") if all(map(are_whole, decimals)) else found

@@ -80,6 +80,23 @@ def test_backslashes_before_quotation_marks_are_refused(tmp_path, text, name, se
         read_both(path)
 
 
+@pytest.mark.parametrize("line", ['say \\"hi\\" now,x', '\\",x', '"a, b",the \\"x\\"', 'size 20\\",x'])
+def test_backslashes_in_place_of_quotation_marks_are_refused(tmp_path, line):
+    """As `csv.writer` writes them with `doublequote=False` and an `escapechar`."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"text,label\na,y\n{line}\n")
+    with pytest.raises(UserError, match="in line 3 .* backslash; double them"):
+        read_both(path)
+
+
+@pytest.mark.parametrize("text", ['a \\ "b"', "C:\\dir\\", '\\"', 'ends with a backslash \\"', '"'])
+def test_backslashes_in_texts_that_are_quoted_stay(tmp_path, text):
+    path, out = tmp_path / "a.csv", io.StringIO()
+    csv.writer(out).writerows([("text", "label"), (text, "x"), ("b", "y")])
+    path.write_text(out.getvalue(), newline="")
+    assert read_both(path)[0]["text"] == text
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -236,6 +236,14 @@ def test_splits_get_one_type_a_column(tmp_path):
     assert splits["test"].to_list() == [{"a": "x", "b": 1.5, "c": "3"}]
 
 
+@pytest.mark.parametrize("other", ["[0, 1]", '{"a": 1}', '["x"]'])
+def test_lists_and_objects_beside_decimals_of_train_are_refused(tmp_path, other):
+    train = write(tmp_path / "train.csv", "text,label\na,0.5\nb,1.5\n")
+    test = write(tmp_path / "test.json", f'[{{"text": "a", "label": {other}}}]')
+    with pytest.raises(UserError, match="columns of test do not fit the types of train"):
+        load_splits(arguments(train_file=train, test_file=test))
+
+
 def test_names_of_a_test_file_become_the_class_ids_of_train(tmp_path):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["y", "x"])})
     train = datasets.Dataset.from_list(ROWS, features=features)
