@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from torch import nn
@@ -16,6 +17,7 @@ from hftl.config import Arguments, write_config
 from hftl.cost.ledger import Ledger
 from hftl.cost.memory import PeakMemory
 from hftl.data.sampling import sort_by_length
+from hftl.errors import TrainingDiverged
 from hftl.examples import Examples, audit_lengths, describe_source, load_examples, prepare_examples
 from hftl.head_start import initialize_head
 from hftl.hub.canary import write_canary
@@ -152,6 +154,7 @@ def run(
                 trainer.train(resume_from_checkpoint=checkpoint)
         for split in [name for name in ("validation", "test") if name in rows]:
             kept = trainer.predict_rows(rows[split])
+            check_answers(kept, split, args.training)
             record.metrics[split] = task.compute_report(kept, rows[split], examples.labels)
         with ledger.bucket("save"):
             save_artifacts(trainer, processor, folder, record.model["revision"])
@@ -166,6 +169,24 @@ def run(
         record.history = [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry]
     publish_run(args, publication)
     return record
+
+
+def check_answers(kept: np.ndarray, split: str, training: transformers.TrainingArguments) -> None:
+    """Refuse to save a network without a number to answer with: the loss before its last step looked fine.
+
+    Args:
+        kept: what it answered, float32 [N, K].
+        split: the rows that were asked.
+        training: settings of the run.
+
+    Raises:
+        TrainingDiverged: there is no row with finite answers.
+    """
+    if len(kept) and not np.isfinite(kept).all(axis=1).any():
+        raise TrainingDiverged(
+            f"After training no answer to the {len(kept):,} {split} rows is a finite number, so the network was not "
+            f"saved. Lower --learning_rate ({training.learning_rate:g}), or add warm-up with --warmup_steps 0.1."
+        )
 
 
 def pretrain(args: Arguments, examples: Examples, ledger: Ledger) -> tuple[Arguments, dict[str, Any]]:
