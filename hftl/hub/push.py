@@ -20,7 +20,7 @@ from hftl.hub.files import CARD, STATE_FILE
 from hftl.hub.gate import pass_gate
 from hftl.hub.licences import find_licence
 from hftl.hub.retries import hide
-from hftl.hub.stage import Staged, check_repo_id, describe, is_local, read_run, stage
+from hftl.hub.stage import Staged, check_repo_id, describe, has_local_data, is_local, read_run, stage
 from hftl.hub.upload import Target, check_token, send
 from hftl.records import RunRecord, write_atomically
 
@@ -103,12 +103,15 @@ def _check(publication: Publication) -> None:
 
 def _add_card(staged: Staged, publication: Publication, *, is_offline: bool) -> str:
     record = staged.record
+    base, data = record.model["name"], record.data["source"]
+    commit = record.model.get("revision")
     licences = Licences(
-        base=find_licence(record.model["name"], "model", revision=record.model.get("revision"), is_offline=is_offline),
+        base=find_licence(base, "model", revision=commit, is_offline=is_offline, is_local=not commit),
         data=find_licence(
-            record.data["source"], "dataset", revision=record.config.get("dataset_revision"), is_offline=is_offline
+            data, "dataset", revision=record.config.get("dataset_revision"), is_offline=is_offline,
+            is_local=has_local_data(record),
         ),
-    )
+    )  # fmt: skip
     for line in [*describe_licences(staged, licences), *filter(None, [describe_vocabulary(staged)])]:
         logger.warning("%s", line)
     card = render_card(staged, licences, Path(publication.report) if publication.report else None)
