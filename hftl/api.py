@@ -12,7 +12,7 @@ from hftl.config import Arguments, parse_args
 from hftl.errors import UserError
 from hftl.inference.predictor import load
 from hftl.records import RunRecord
-from hftl.yaml_file import as_words
+from hftl.yaml_file import as_flag
 
 __all__ = ["compare", "load", "train", "train_parsed"]
 
@@ -38,7 +38,7 @@ def train(config: str | Path | None = None, **flags: Any) -> RunRecord:
     words = [str(config)] if config is not None else []
     for name, value in flags.items():
         if value is not None:
-            words += [f"--{name}", *as_words(list(value) if isinstance(value, tuple) else value)]
+            words += as_flag(name, list(value) if isinstance(value, tuple) else value)
     return train_parsed(parse_args(words), started=started)
 
 
@@ -53,7 +53,9 @@ def train_parsed(args: Arguments, *, started: float | None = None, ends_on_signa
     from hftl.baselines import BASELINES, run_baseline
     from hftl.resuming.signals import StopOnSignal
     from hftl.run import run
+    from hftl.settings import warn_of_unread
 
+    warn_of_unread(args)
     if args.model.mode in BASELINES:
         return run_baseline(args, started=started)
     return run(args, started=started, stop=StopOnSignal() if ends_on_signal else None)

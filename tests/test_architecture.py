@@ -105,7 +105,8 @@ MAY_IMPORT["estimation.probe"] = {*BASE, "cost", "run"}
 MAY_IMPORT |= {
     "compare": STUDIES,
     "report": {"errors", "records"},
-    "api": {*BASE, "yaml_file", "inference.predictor", "run", "resuming.signals", "baselines", "compare", "report"},
+    "api": {*BASE, "yaml_file", "inference.predictor", "run", "resuming.signals", "baselines", "compare", "report"}
+    | {"settings"},
     "cli": {"", *MAY_IMPORT, "compare", "report", "api"},  # "" is the package itself: its version
     "__main__": {"cli"},
     "": {"config", "records", "api"},

@@ -24,7 +24,7 @@ from hftl.models.modes import BATCH_SIZE, MODES, Schedule
 from hftl.pretraining import check_pretraining
 from hftl.settings import check_arguments, check_model
 from hftl.tasks import build_task, leading_score, scores_of
-from hftl.yaml_file import as_words
+from hftl.yaml_file import as_flag
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def parse_cell(cell: Cell, folder: Path | None = None) -> Arguments:
     """
     settings = dict(cell.settings) | {"disable_tqdm": "true"}
     mode = settings.pop("mode")
-    words = [word for name, value in settings.items() if value is not None for word in (f"--{name}", *as_words(value))]
+    words = [word for name, value in settings.items() if value is not None for word in as_flag(name, value)]
     words += ["--output_dir", str(folder)] if folder else []
     return parse_args(words, mode=mode)
 
