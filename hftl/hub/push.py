@@ -139,7 +139,7 @@ def _send(staged: Staged, publication: Publication, say: Callable[[str], None]) 
             files = {path.name: path for path in sorted(base.folder.iterdir())}
             send(Target(base.name, is_public=publication.public), files, "Add the base model", tag=base.revision)
             say(f"sent the base to {base.name}, tag {base.revision}")
-        tag = name_tag(staged.record)
+        tag = name_tag(staged.record, is_merged=staged.is_merged)
         progress = send(target, staged.files, f"Push a {staged.record.mode} run of hftl ({tag})", tag=tag)
     except PublishError as error:
         raise PublishError(f"{error}\n{again}") from error
@@ -147,10 +147,10 @@ def _send(staged: Staged, publication: Publication, say: Callable[[str], None]) 
     return progress.pull_request or f"{progress.commit and publication.repo_id} at {progress.commit}, tag {tag}"
 
 
-def name_tag(record: RunRecord) -> str:
-    """The same for the same weights: a tag of the repository."""
+def name_tag(record: RunRecord, *, is_merged: bool = False) -> str:
+    """A tag, the same for the same weights; another one where the adapter is folded into them."""
     weights = "".join(file["sha256"] for name, file in sorted(record.files.items()) if name.endswith(".safetensors"))
-    return f"run-{record.config_hash[:8]}-{weights[:8]}"
+    return f"run-{record.config_hash[:8]}-{weights[:8]}" + ("-merged" if is_merged else "")
 
 
 def _remember(run: Path, publication: Publication, commit: str | None) -> None:
