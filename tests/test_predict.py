@@ -612,6 +612,8 @@ def test_labels_that_are_formulas_are_quoted_unless_asked_for(flags, files, tmp_
 def test_lines_of_as_many_words_are_rows_and_no_columns_of_words(train, tmp_path, capsys, content):
     """With an empty line among them they look like CoNLL, which a classifier of texts does not read."""
     (tmp_path / "a.txt").write_text(content)
-    assert cli.main(["predict", str(train("full")), str(tmp_path / "a.txt"), "--on_bad_rows", "skip"]) == 0
+    run = train("full")
+    capsys.readouterr()
+    assert cli.main(["predict", str(run), str(tmp_path / "a.txt"), "--on_bad_rows", "skip"]) == 0
     answers = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
     assert [label is None for label in answers] == [not line for line in content.splitlines()]
