@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hftl.config import Arguments, parse_args
-from hftl.config.yaml_file import as_words
+from hftl.config.yaml_file import as_flag
 from hftl.inference.predictor import load
 from hftl.run_record import RunRecord
 
@@ -36,7 +36,7 @@ def train(config: str | Path | None = None, **flags: Any) -> RunRecord:
     words = [str(config)] if config is not None else []
     for name, value in flags.items():
         if value is not None:
-            words += [f"--{name}", *as_words(list(value) if isinstance(value, tuple) else value)]
+            words += as_flag(name, list(value) if isinstance(value, tuple) else value)
     return train_parsed(parse_args(words), started=started)
 
 
@@ -50,8 +50,10 @@ def train_parsed(args: Arguments, *, started: float | None = None, ends_on_signa
     """
     from hftl.baselines import BASELINES, run_baseline
     from hftl.training.run import run
+    from hftl.training.settings import warn_of_unread
     from hftl.training.signals import StopOnSignal
 
+    warn_of_unread(args)
     if args.model.mode in BASELINES:
         return run_baseline(args, started=started)
     return run(args, started=started, stop=StopOnSignal() if ends_on_signal else None)

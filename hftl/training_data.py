@@ -44,6 +44,7 @@ class Examples:
         sizes = {f"num_{split}_examples": len(rows) for split, rows in self.splits.items()}
         return {
             "source": source,
+            "is_local": Path(source).exists(),
             "fingerprint": self.fingerprints["train"],
             "fingerprints": self.fingerprints,
             "problem_type": self.labels.problem_type,

@@ -111,6 +111,7 @@ MAY_IMPORT |= {
         "inference.predictor",
         "training.run",
         "training.signals",
+        "training.settings",
         "baselines",
     },
     "cli": {"", *MAY_IMPORT, "compare", "report", "api"},  # "" is the package itself: its version

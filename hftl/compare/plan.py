@@ -14,7 +14,7 @@ import numpy as np
 from hftl.baselines import BASELINES, find_baseline
 from hftl.compare.experiment import CONVERGENCE_FACTOR, TUNING_SEED, Arm, Experiment
 from hftl.config import Arguments, parse_args
-from hftl.config.yaml_file import as_words
+from hftl.config.yaml_file import as_flag
 from hftl.cost.prices import load_prices
 from hftl.data.load import compute_fingerprint
 from hftl.data.subsets import split_validation
@@ -178,7 +178,7 @@ def parse_cell(cell: Cell, folder: Path | None = None) -> Arguments:
     """
     settings = dict(cell.settings) | {"disable_tqdm": "true"}
     mode = settings.pop("mode")
-    words = [word for name, value in settings.items() if value is not None for word in (f"--{name}", *as_words(value))]
+    words = [word for name, value in settings.items() if value is not None for word in as_flag(name, value)]
     words += ["--output_dir", str(folder)] if folder else []
     return parse_args(words, mode=mode)
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from hftl.config.training_flags import GONE
-from hftl.config.yaml_file import as_words, read_yaml
+from hftl.config.training_flags import GONE, SHORT
+from hftl.config.yaml_file import as_flag, read_yaml
 from hftl.errors import UserError, unknown_name
 from hftl.runtime.files import redact, write_atomically
 
@@ -266,6 +267,7 @@ OLD_NAMES = {
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
 }
 RENAMED = {old: new for new, old in OLD_NAMES.items() if new in TrainingArguments.__dataclass_fields__}
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 ARGUMENT_CLASSES = (DataArguments, ModelArguments, TrainingArguments)
 
 
@@ -311,7 +313,7 @@ def parse_args(
     typed = {flags.get(word.split("=")[0]) for word in words}
     preset = [word for name, value in (settings or {}).items() for word in (f"--{name}", value)]
     yaml_words = _yaml_words(Path(config), set(flags.values()), typed) if config else []
-    words = [_rename(word, flags) for word in preset + yaml_words + words]
+    words = [_rename(word, flags) for word in preset + yaml_words + _join_negative(words)]
     given = {flags[word.split("=")[0]] for word in words if word.split("=")[0] in flags}
     parser = _Parser(ARGUMENT_CLASSES, allow_abbrev=False, prog=_program_name())
     namespace, unknown = parser.parse_known_args(words)
@@ -381,6 +383,17 @@ def _hardware_settings(given: set[str], mode: str | None) -> dict[str, bool]:
     return {"bf16": True} if torch.cuda.is_bf16_supported(including_emulation=False) else {}
 
 
+def _join_negative(words: list[str]) -> list[str]:
+    """`--flag -1e-5` as `--flag=-1e-5`: argparse takes a negative number with an exponent for a flag."""
+    joined: list[str] = []
+    for word in words:
+        if NEGATIVE.fullmatch(word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def _rename(word: str, flags: Mapping[str, str]) -> str:
     """A flag that has another name now, by that one."""
     flag, equals, value = word.partition("=")
@@ -397,6 +410,10 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     if not argv or argv[0].startswith("-"):
         return None, argv
     if not argv[0].endswith((".yaml", ".yml")):
+        if Path(argv[0]).exists():
+            flag = "dataset" if Path(argv[0]).is_dir() else "train_file"
+            advice = f"If it is the data, give --{flag} {argv[0]}."
+            raise UserError(f"{argv[0]!r} is neither a flag nor a .yaml file. {advice}")
         raise UserError(f"{argv[0]!r} is neither a flag nor a .yaml file. Flags start with --.")
     return argv[0], argv[1:]
 
@@ -406,6 +423,8 @@ def _refuse_unknown(unknown: list[str], flags: dict[str, str]) -> None:
         if word.startswith("--"):
             if (name := word.split("=")[0][2:].replace("-", "_")) in GONE:
                 raise UserError(f"Unknown flag '--{name}', of transformers 4. {GONE[name]}")
+            if name in SHORT:
+                raise UserError(f"Unknown flag '--{name}'. Give --{SHORT[name]}.")
             known = {flag for flag in flags if not flag.startswith("--no") and "-" not in flag[2:]}
             raise unknown_name("flag", word.split("=")[0].replace("-", "_").replace("__", "--", 1), known)
         if word.endswith((".yaml", ".yml")):
@@ -421,7 +440,7 @@ def _yaml_words(path: Path, known: set[str], typed: set[str | None]) -> list[str
         if key not in known:
             raise unknown_name(f"key in {path}:", str(key), known)
         if value is not None and key not in replaced:
-            words += [f"--{key}", *as_words(value)]
+            words += as_flag(key, value)
     return words
 
 

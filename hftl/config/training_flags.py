@@ -199,6 +199,15 @@ FLAGS: dict[str, Rule] = {
     "deepspeed": KEPT,
 }
 
+# Read by steps of training alone, of which a probe and a baseline have none.
+OF_STEPS = (
+    *("num_train_epochs", "max_steps", "gradient_accumulation_steps", "dataloader_drop_last"),
+    *("optim", "optim_args", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha"),
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model", "load_best_model_at_end"),
+    *("save_steps", "save_total_limit", "head_learning_rate", "early_stopping_patience"),
+)
+
 # Flags of transformers 4 -> what to type instead.
 GONE = {
     "evaluation_strategy": "It is --eval_strategy now.",
@@ -208,6 +217,24 @@ GONE = {
     "overwrite_output_dir": "A run overwrites nothing: give a new --output_dir.",
     "per_gpu_train_batch_size": "It is --per_device_train_batch_size now.",
     "logging_dir": "Trackers choose their folder; --output_dir is that of the run.",
+}
+
+# What other tools call it -> what to type; the nearest spelling would be another flag, such as --lora_r for --lr.
+SHORT = {
+    **dict.fromkeys(("lr", "rate"), "learning_rate"),
+    **dict.fromkeys(("model", "model_name", "checkpoint", "base_model"), "model_name_or_path"),
+    **dict.fromkeys(("train", "train_data", "data_file", "file"), "train_file"),
+    **dict.fromkeys(("test", "test_data"), "test_file"),
+    **dict.fromkeys(("data", "data_dir", "dataset_name", "folder"), "dataset"),
+    **dict.fromkeys(("batch_size", "train_batch_size", "bs"), "per_device_train_batch_size"),
+    **dict.fromkeys(("epochs", "num_epochs"), "num_train_epochs"),
+    **dict.fromkeys(("steps", "num_steps"), "max_steps"),
+    **dict.fromkeys(("label", "labels", "target"), "label_column"),
+    **dict.fromkeys(("text", "text_field"), "text_columns"),
+    **dict.fromkeys(("output", "out"), "output_dir"),
+    **dict.fromkeys(("lora", "peft"), "mode peft"),
+    **dict.fromkeys(("rank", "lora_rank", "r"), "lora_r"),
+    **{mode: f"mode {mode}" for mode in ("full", "probe", "scratch")},
 }
 
 

@@ -72,6 +72,12 @@ def as_words(value: Any) -> list[str]:
     return [json.dumps(_typed(value)) if isinstance(value, dict) else str(value)]
 
 
+def as_flag(name: str, value: Any) -> list[str]:
+    """A flag with such a value; `=` keeps one that begins with `-` from being read as another flag."""
+    words = as_words(value)
+    return [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
+
+
 def _typed(value: Any) -> Any:
     """Texts inside a dictionary as what they are in JSON: no parser types them later."""
     if isinstance(value, dict):

@@ -51,7 +51,9 @@ class Stream:
     is_table: bool = True
 
 
-def open_stream(source: str, args: "DataArguments", modality: str, lines: Iterable[str] = ()) -> Stream:
+def open_stream(
+    source: str, args: "DataArguments", modality: str, lines: Iterable[str] = (), *, reads_words: bool = True
+) -> Stream:
     """Find out what `source` is and what columns it has; rows are read later.
 
     Args:
@@ -59,6 +61,7 @@ def open_stream(source: str, args: "DataArguments", modality: str, lines: Iterab
         args: columns, and configuration and revision of a Hub data set; what it says of files is not read.
         modality: of the task: lines and folders are texts or images.
         lines: of the standard input, for `-`.
+        reads_words: whether a .txt may hold sentences with a word a line; for other tasks its lines are rows.
 
     Raises:
         UserError: there is no such source, or it cannot be read.
@@ -68,7 +71,7 @@ def open_stream(source: str, args: "DataArguments", modality: str, lines: Iterab
         return _stream_lines(lambda: lines, modality, None)
     check_regular(path)
     if path.is_file():
-        return _stream_file(path, modality)
+        return _stream_file(path, modality, reads_words=reads_words)
     if path.is_dir() and modality == "image" and not _is_data_set(path):
         return _stream_images(path)
     return _stream_data_set(source, args, modality)
@@ -141,7 +144,7 @@ def _stream_image_columns(columns: dict[str, list[str]]) -> Stream:
     return Stream(features, read, num_rows, "file", is_table=False)
 
 
-def _stream_file(path: Path, modality: str) -> Stream:
+def _stream_file(path: Path, modality: str, *, reads_words: bool) -> Stream:
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); give rows.")
     if modality == "image" and is_image(path):
@@ -159,7 +162,7 @@ def _stream_file(path: Path, modality: str) -> Stream:
         json_rows.check_json(path)
         json_rows.check_table(path)
         return _with_first_window(path, lambda size: _explained(json_rows.read_windows(path, size), path))
-    if ending(path) in conll.ENDINGS and (ending(path) != ".txt" or conll.is_conll(path)):
+    if ending(path) in conll.ENDINGS and (ending(path) != ".txt" or (reads_words and conll.is_conll(path))):
         return replace(_stream_rows(conll.read_conll(path, needs_tags=False)), is_table=False)
     if ending(path) == ".txt":
         return _stream_lines(lambda: read_lines(path), modality, path.parent)

@@ -19,7 +19,7 @@ from hftl.errors import UserError
 from hftl.hub.names import name_all, name_of
 from hftl.hub.seal import seal
 from hftl.hub.snippets import write_snippet
-from hftl.hub.stage import Staged, is_local, is_vocabulary_own
+from hftl.hub.stage import Staged, has_local_base, has_local_data, is_vocabulary_own
 from hftl.inference.evaluation import compute_row_limits
 from hftl.report.escape import escape_line
 from hftl.run_record import RunRecord, read_predictions
@@ -83,7 +83,10 @@ def render_card(staged: Staged, licences: Licences, campaign: Path | None = None
     text = environment.get_template(TEMPLATE.name).render(
         title=staged.repo_id.partition("/")[2],
         summary=_summarize(staged),
-        warnings=[*describe_licences(staged, licences), *filter(None, [describe_vocabulary(staged)])],
+        warnings=[
+            escape_line(line)
+            for line in [*describe_licences(staged, licences), *filter(None, [describe_vocabulary(staged)])]
+        ],
         snippet=write_snippet(staged),
         data=_describe_data(record),
         labels=", ".join(_write_code(name) for name in record.data["label_names"][:100]),
@@ -107,10 +110,10 @@ def render_card(staged: Staged, licences: Licences, campaign: Path | None = None
 def build_metadata(staged: Staged, licences: Licences, split: str, interval: Interval) -> ModelCardData:
     """The metadata that the Hub reads; names of this machine are left out, which it would refuse."""
     record, base = staged.record, staged.record.model["name"]
-    is_known = record.mode != "scratch" and record.model.get("revision") and not is_local(base)
+    is_known = record.mode != "scratch" and record.model.get("revision") and not has_local_base(record)
     named = staged.base.name if staged.base else base if is_known else None
     source, (metric, *limits) = record.data["source"], interval
-    is_hub_data = "dataset" in record.config and not is_local(source)
+    is_hub_data = not has_local_data(record)
     results = [
         EvalResult(
             task_type=build_task(record.task).pipeline_tag,
@@ -146,7 +149,7 @@ def choose_licence(staged: Staged, licences: Licences) -> str | None:
 def describe_licences(staged: Staged, licences: Licences) -> list[str]:
     """A sentence for each licence that is unknown or has to be carried over by hand."""
     lines = []
-    base, data = (escape_line(name_of(name)) for name in (staged.record.model["name"], staged.record.data["source"]))
+    base, data = (name_of(name) for name in (staged.record.model["name"], staged.record.data["source"]))
     if choose_licence(staged, licences) is None:
         of = "this model" if staged.record.mode == "scratch" else f"the base model ({base})"
         lines.append(f"The licence of {of} is not known: find it out, and add it to the metadata.")

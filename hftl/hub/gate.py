@@ -27,7 +27,7 @@ from hftl.hub.files import (
     check_texts,
     check_weights,
 )
-from hftl.hub.stage import Staged, is_local, lay_out_cache
+from hftl.hub.stage import Staged, has_local_base, lay_out_cache
 from hftl.run_record import CANARY_FILE
 from hftl.tasks import build_task
 
@@ -104,7 +104,7 @@ def _check_base(staged: Staged) -> list[Problem]:
     base, name = staged.base, staged.record.model["name"]
     if base is None:
         return []
-    if is_local(base.name):
+    if base.folder is None and has_local_base(staged.record):
         choice = "--merge folds the adapter into it, --include_base sends it as well"
         return [Problem("base model", f"{name} is on this machine only, so nobody could load the adapter; {choice}")]
     problems: list[Problem] = []

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
 
 from hftl.assets import is_bundled
-from hftl.hub.stage import is_local
+from hftl.hub.stage import is_local as names_place
 
 # As hftl/assets.py and hftl/bundled/README.md have them, under the Hub's names.
 BUNDLED_MODELS = {"minilm-l6": "apache-2.0", "efficientnet-lite0": "apache-2.0", "smollm2": "apache-2.0"}
@@ -23,7 +23,9 @@ BUNDLED_DATA = {
 }
 
 
-def find_licence(name: str, repo_type: str, *, revision: str | None = None, is_offline: bool) -> str | None:
+def find_licence(
+    name: str, repo_type: str, *, revision: str | None = None, is_offline: bool, is_local: bool = False
+) -> str | None:
     """The licence that a checkpoint or a data set has.
 
     Args:
@@ -31,11 +33,12 @@ def find_licence(name: str, repo_type: str, *, revision: str | None = None, is_o
         repo_type: model or dataset.
         revision: of a Hub id; a licence may change after the run.
         is_offline: look into the cache only.
+        is_local: it was a place on this machine, whatever is there now; the Hub must not be asked for its name.
     """
     if is_bundled(name):
         known = BUNDLED_MODELS if repo_type == "model" else BUNDLED_DATA
         return known.get(name.partition(":")[2])
-    if is_local(name):
+    if is_local or names_place(name):
         card = Path(name) / "README.md"
     else:
         try:

@@ -20,7 +20,7 @@ from hftl.hub.files import CARD, STATE_FILE
 from hftl.hub.gate import pass_gate
 from hftl.hub.licences import find_licence
 from hftl.hub.retries import hide
-from hftl.hub.stage import Staged, check_repo_id, describe, is_local, read_run, stage
+from hftl.hub.stage import Staged, check_repo_id, describe, has_local_data, is_local, read_run, stage
 from hftl.hub.upload import Target, check_token, send
 from hftl.run_record import RunRecord
 from hftl.runtime.files import write_atomically
@@ -104,12 +104,15 @@ def _check(publication: Publication) -> None:
 
 def _add_card(staged: Staged, publication: Publication, *, is_offline: bool) -> str:
     record = staged.record
+    base, data = record.model["name"], record.data["source"]
+    commit = record.model.get("revision")
     licences = Licences(
-        base=find_licence(record.model["name"], "model", revision=record.model.get("revision"), is_offline=is_offline),
+        base=find_licence(base, "model", revision=commit, is_offline=is_offline, is_local=not commit),
         data=find_licence(
-            record.data["source"], "dataset", revision=record.config.get("dataset_revision"), is_offline=is_offline
+            data, "dataset", revision=record.config.get("dataset_revision"), is_offline=is_offline,
+            is_local=has_local_data(record),
         ),
-    )
+    )  # fmt: skip
     for line in [*describe_licences(staged, licences), *filter(None, [describe_vocabulary(staged)])]:
         logger.warning("%s", line)
     card = render_card(staged, licences, Path(publication.report) if publication.report else None)
@@ -137,7 +140,7 @@ def _send(staged: Staged, publication: Publication, say: Callable[[str], None]) 
             files = {path.name: path for path in sorted(base.folder.iterdir())}
             send(Target(base.name, is_public=publication.public), files, "Add the base model", tag=base.revision)
             say(f"sent the base to {base.name}, tag {base.revision}")
-        tag = name_tag(staged.record)
+        tag = name_tag(staged.record, is_merged=staged.is_merged)
         progress = send(target, staged.files, f"Push a {staged.record.mode} run of hftl ({tag})", tag=tag)
     except PublishError as error:
         raise PublishError(f"{error}\n{again}") from error
@@ -145,10 +148,10 @@ def _send(staged: Staged, publication: Publication, say: Callable[[str], None]) 
     return progress.pull_request or f"{progress.commit and publication.repo_id} at {progress.commit}, tag {tag}"
 
 
-def name_tag(record: RunRecord) -> str:
-    """The same for the same weights: a tag of the repository."""
+def name_tag(record: RunRecord, *, is_merged: bool = False) -> str:
+    """A tag, the same for the same weights; another one where the adapter is folded into them."""
     weights = "".join(file["sha256"] for name, file in sorted(record.files.items()) if name.endswith(".safetensors"))
-    return f"run-{record.config_hash[:8]}-{weights[:8]}"
+    return f"run-{record.config_hash[:8]}-{weights[:8]}" + ("-merged" if is_merged else "")
 
 
 def _remember(run: Path, publication: Publication, commit: str | None) -> None:

@@ -123,6 +123,19 @@ def is_local(name: str) -> bool:
     return is_bundled(name) or not HUB_ID.fullmatch(name) or Path(name).exists()
 
 
+def has_local_base(record: RunRecord) -> bool:
+    """Whether the checkpoint was on this machine only when the run began, wherever its folder is by now.
+
+    A folder that was moved must not become the Hub's model of the same name.
+    """
+    return record.model.get("weights") is not None or is_local(record.model["name"])
+
+
+def has_local_data(record: RunRecord) -> bool:
+    """Whether the data were files of this machine, wherever they are by now."""
+    return "dataset" not in record.config or record.data.get("is_local", False) or is_local(record.data["source"])
+
+
 def is_vocabulary_own(record: RunRecord) -> bool:
     """Whether the tokenizer was made from the texts of this run, or of the run that its base comes from."""
     seen: set[Path] = set()
@@ -161,13 +174,14 @@ def stage(
     for flag, is_given in (("--merge", merge), ("--include_base", include_base)):
         if is_given and not is_adapter:
             raise UserError(f"{flag} is for adapters; {run} holds a whole network (mode {record.mode}).")
-    if include_base and not is_local(record.model["name"]):
+    if include_base and not has_local_base(record):
         raise UserError(
             f"--include_base is for a base that only this machine has; {record.model['name']} is on the Hub, and the "
             "adapter names it with its commit."
         )
     folder = work / "model"
-    if is_adapter and Path(record.model["name"]).is_dir():  # the gate says what it thinks of other bases
+    needs_base = merge or include_base or Path(record.model["name"]).is_dir()
+    if is_adapter and needs_base:  # of a base that is not needed here the gate says what it thinks
         check_weights(str(run), record.model["name"], record.model.get("weights"))
     if merge:
         merge_run(run, folder)

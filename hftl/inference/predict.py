@@ -69,7 +69,8 @@ def predict(request: PredictRequest, *, lines: Iterable[str], stream: TextIO) ->
     """
     check_output(request.output_file, request.source)
     source = change_data(find_source(request.model, request.revision), request.data)
-    rows = open_stream(request.source, source.data, source.task.modality, lines)
+    reads_words = "tags" in source.task.targets
+    rows = open_stream(request.source, source.data, source.task.modality, lines, reads_words=reads_words)
     predictor = Predictor(load_network(source), batch_size=request.batch_size)
     names = predictor.choose_columns(rows.features, is_table=rows.is_table)
     started, count = time.perf_counter(), 0

@@ -21,7 +21,7 @@ from hftl.data.images import strict_pillow
 from hftl.data.paths import resolve_path
 from hftl.data.pixels import Range, kept_range, read_rgb
 from hftl.data.stream import infer_features
-from hftl.errors import UserError, quote_names
+from hftl.errors import UserError, quote_names, unknown_name
 from hftl.inference.merge import TOLERANCE, fold_adapter
 from hftl.inference.source import LoadedSource, ModelSource, find_source, load_network
 from hftl.models.linear import linear_by_onednn
@@ -31,6 +31,8 @@ from hftl.tasks.base import AnswerOptions
 logger = logging.getLogger(__name__)
 
 NO_NAMES: dict[str, None] = dict.fromkeys(("text_columns", "image_column", "source_column"))  # flags that name inputs
+DATA_SETTINGS = DataArguments.__dataclass_fields__.keys()
+ON_BAD_ROWS = ("error", "skip")
 CANONICAL = {"text", "text_pair", "image", "prompt", "messages", "words"}
 WINDOW = {"image": 256}  # rows sorted by length together; an image of 224 px is 150 kB, a text next to nothing
 WINDOW_DEFAULT = 2048
@@ -95,6 +97,8 @@ class Predictor:
         Raises:
             UserError: rows of another kind, or empty or unreadable ones.
         """
+        if on_bad_rows not in ON_BAD_ROWS:
+            raise unknown_name("value of on_bad_rows:", str(on_bad_rows), ON_BAD_ROWS)
         options = AnswerOptions(top_k, threshold, max_new_tokens)
         columns, answers = self._as_columns(rows), []
         for start in range(0, len(rows), self.window_size):
@@ -230,6 +234,8 @@ class Predictor:
         if isinstance(rows, (str, bytes, dict, Path, Image.Image)) or not isinstance(rows, Sequence):
             raise UserError(f"Give a list of rows; found a {type(rows).__name__}.")
         kinds = {type(row) for row in rows}
+        if not kinds:
+            return {}
         if kinds == {dict}:
             names = dict.fromkeys(name for row in rows for name in row)
             table = {name: [row.get(name) for row in rows] for name in names}
@@ -299,6 +305,10 @@ def load(
 def change_data(source: ModelSource, changes: dict[str, Any]) -> ModelSource:
     """The source with other columns or lengths; what is None stays."""
     given = {name: value for name, value in changes.items() if value is not None}
+    for name in given.keys() - DATA_SETTINGS:
+        raise unknown_name("setting", name, DATA_SETTINGS)
+    if not isinstance(given.get("max_length", 1), int):
+        raise UserError(f"max_length is {given['max_length']!r}; give a whole number of tokens.")
     columns = () if NO_NAMES.keys() & given.keys() else source.columns
     return replace(source, data=replace(source.data, **given), columns=columns)
 
@@ -357,9 +367,15 @@ def _read_all(values: list, read: Callable[[Any], Any], name: str) -> Iterable[A
 
 
 def _read_text(value: Any) -> str:
-    text = "" if value is None else str(value)
+    """The text that a value is; numbers are read as they are written."""
+    if isinstance(value, (bytes, bytearray)):
+        raise UserError("bytes, which are no text before they are decoded")
+    is_missing = value is None or (isinstance(value, (float, np.floating)) and np.isnan(value))
+    text = "" if is_missing else str(value)
     if not text.split():
         raise UserError("empty text")
+    if not text.isascii() and text.encode("utf-8", "ignore").decode("utf-8") != text:
+        raise UserError("half of a surrogate pair, which is no text")
     return text
 
 

@@ -29,6 +29,7 @@ def load_processor(args: Any, task: Any, data: Any, place: str | None = None, re
     source, revision = (args.model_name_or_path, args.model_revision) if place is None else (place, revision)
     processor = task.load_processor(source, revision, data)
     if isinstance(processor, PreTrainedTokenizerBase):
+        _check_shortest(processor, data)
         _fit_length(processor, args, task, data.max_length)
     return processor
 
@@ -39,6 +40,17 @@ def count_room(args: Any, task: Any) -> int | None:
     apply_overrides(config, args.config_overrides)
     with explained_loading(args.model_name_or_path):
         return count_positions(build_empty(task.auto_model, config))
+
+
+def _check_shortest(tokenizer: Any, data: Any) -> None:
+    """A text needs a token beside those that the tokenizer adds; where there is no room for them it cuts nothing."""
+    is_pair = len(data.text_columns or ()) == 2
+    added = tokenizer.num_special_tokens_to_add(pair=is_pair)
+    if data.max_length and data.max_length < added + 1 + is_pair:
+        raise UserError(
+            f"--max_length is {data.max_length}, and {added} tokens of {'a pair' if is_pair else 'a text'} are marks "
+            f"of the tokenizer, so nothing would be read. Give --max_length {added + 1 + is_pair} or more."
+        )
 
 
 def _fit_length(tokenizer: Any, args: Any, task: Any, max_length: int | None) -> None:

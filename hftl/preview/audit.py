@@ -91,7 +91,9 @@ def _count(finding: dict[str, Any], num_rows: dict[str, int]) -> str:
     parts = []
     for split, count in finding["counts"].items():
         total = num_rows[split] + (count if finding["kind"] == "bad_rows" else 0)
-        parts.append(f"{split} {count:,} of {total:,} ({100 * count / total:.2g} %)")
+        percent = 100 * count / total
+        shown = f"{percent:.2g}" if percent < 99.5 else f"{percent:.0f}"  # of 100, `.2g` makes 1e+02
+        parts.append(f"{split} {count:,} of {total:,} ({shown} %)")
     return ", ".join(parts)
 
 

@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import transformers
 
-from hftl.errors import UserError
+from hftl.errors import TrainingDiverged, UserError
 from hftl.hub.canary import write_canary
 from hftl.hub.files import record_files
 from hftl.models.reading import explained_reading
@@ -21,8 +22,27 @@ def score_splits(plan: RunPlan, data: PreparedData, trainer: FineTuningTrainer, 
     """Score validation and, once, test; what was kept of the last of them, [N, K]."""
     for split in list_scored(data):
         kept = trainer.predict_rows(data.rows[split])
+        check_answers(kept, split, trainer.args)
         record.metrics[split] = plan.task.compute_report(kept, data.rows[split], data.examples.labels)
     return kept
+
+
+def check_answers(kept: np.ndarray, split: str, training: transformers.TrainingArguments) -> None:
+    """Refuse to save a network without a number to answer with: the loss before its last step looked fine.
+
+    Args:
+        kept: what it answered, float32 [N, K].
+        split: the rows that were asked.
+        training: settings of the run.
+
+    Raises:
+        TrainingDiverged: there is no row with finite answers.
+    """
+    if len(kept) and not np.isfinite(kept).all(axis=1).any():
+        raise TrainingDiverged(
+            f"After training no answer to the {len(kept):,} {split} rows is a finite number, so the network was not "
+            f"saved. Lower --learning_rate ({training.learning_rate:g}), or add warm-up with --warmup_steps 0.1."
+        )
 
 
 def list_scored(data: PreparedData) -> list[str]:

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from hftl.config import Arguments
-from hftl.config.training_flags import check_values
+from hftl.config.training_flags import OF_STEPS, check_values
 from hftl.data.labels import REGRESSION
 from hftl.errors import UserError, unknown_name
 from hftl.models.adapters import adapter_of
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 LOADER_WORKERS = {"image": 8, "text": 2, "language": 2}  # on CUDA: an image is augmented, a text only padded
 UNTRAINED = tuple(name for name, mode in MODES.items() if not mode.is_trained)
+OF_ADAPTERS = ("adapter", "adapter_config", "lora_r", "lora_alpha", "lora_dropout", "target_modules")
+OF_ADAPTERS += ("num_virtual_tokens",)
 CPU_EVAL_ROWS = 32  # a pass: cores are busy with fewer rows than a GPU, and fewer of unlike lengths are padded
 SHARED_MEMORY_BYTES = 2**31  # 8 workers with two batches each of 128 images of 224 px are 1.2 GB
 
@@ -86,6 +88,17 @@ def check_arguments(args: Arguments) -> None:
     if "output_dir" in args.given:
         check_run_folder(args.training, is_auto=is_auto)
     check_checkpoint(args)
+
+
+def warn_of_unread(args: Arguments) -> None:
+    """Name what was given and is not read in this mode; a file of settings may serve several modes."""
+    mode, kind = args.model.mode, MODES.get(args.model.mode)
+    unread = [] if kind is not None and kind.is_trained else [name for name in OF_STEPS if name in args.given]
+    if unread:
+        names = ", ".join(f"--{name}" for name in unread)
+        logger.warning("Not read: %s. --mode %s makes no steps of training.", names, mode)
+    if mode != "peft" and (unread := [name for name in OF_ADAPTERS if name in args.given]):
+        logger.warning("Not read: %s. --mode %s has no adapter; peft has.", ", ".join(f"--{n}" for n in unread), mode)
 
 
 def check_label_settings(args: Arguments, problem_type: str) -> None:
@@ -178,6 +191,11 @@ def _check_steps(training: transformers.TrainingArguments, num_rows: int) -> Non
     per_epoch = num_rows // size if training.dataloader_drop_last else -(-num_rows // size)
     num_epochs = training.max_steps / per_epoch if training.max_steps > 0 else training.num_train_epochs
     num_steps = training.max_steps if training.max_steps > 0 else math.ceil(num_epochs * per_epoch)
+    if (warm_up := training.get_warmup_steps(num_steps)) >= num_steps:
+        logger.warning(
+            "--warmup_steps: %d steps of warm-up do not end before training, which has %d: the learning rate never "
+            "gets to --learning_rate.", warm_up, num_steps,
+        )  # fmt: skip
     length = num_epochs if training.eval_strategy == "epoch" else num_steps
     if training.load_best_model_at_end and training.eval_delay > length:
         raise UserError(

@@ -82,21 +82,33 @@ class StopWhenNotFinite(TrainerCallback):
     """End the run when a loss or gradient was NaN or infinite, before such weights are logged as fine or saved.
 
     On a CPU every step is checked. On an accelerator the check would wait for the device, so it is made when
-    something is logged, evaluated or saved anyway. All processes stop together.
+    something is logged, evaluated or saved anyway. Weights that are kept, the last ones and those of a checkpoint, are
+    looked at themselves: no later loss would show what that step made of them. All processes stop together.
     """
 
     def __init__(self, loss: SummedLoss) -> None:
         self.loss = loss
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
-        is_due = control.should_log or control.should_save or control.should_evaluate or control.should_training_stop
+        is_kept = control.should_save or control.should_training_stop
+        is_due = is_kept or control.should_log or control.should_evaluate
         if self.loss.is_finite is None or (args.device.type != "cpu" and not is_due):
             return
-        if not gather(self.loss.is_finite).all():
+        what = "The loss or its gradient is"
+        is_fine = bool(gather(self.loss.is_finite).all())
+        if is_fine and is_kept and model is not None:
+            what = "Weights after the update are"
+            is_fine = bool(gather(self.loss.is_finite & are_finite(model).to(self.loss.is_finite)).all())
+        if not is_fine:
             raise TrainingDiverged(
-                f"The loss or its gradient is not finite at step {state.global_step} of {state.max_steps}. "
+                f"{what} not finite at step {state.global_step} of {state.max_steps}. "
                 "Nothing was saved since. Lower --learning_rate, or add warm-up with --warmup_steps 0.1."
             )
 
@@ -105,6 +117,12 @@ class StopWhenNotFinite(TrainerCallback):
     ) -> None:
         """What is saved or evaluated once an epoch becomes due here, after the last step's check."""
         self.on_step_end(args, state, control, **kwargs)
+
+
+def are_finite(network: torch.nn.Module) -> torch.Tensor:
+    """Whether each weight that is trained is a finite number, as a bool tensor []."""
+    trained = [weights for weights in network.parameters() if weights.requires_grad and weights.numel()]
+    return torch.stack([torch.isfinite(weights.detach()).all() for weights in trained]).all()
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hftl.config import RENAMED, parse_args, write_config
+from hftl.config import RENAMED, flag_names, parse_args, write_config
+from hftl.config.training_flags import SHORT
 from hftl.config.yaml_file import read_yaml
 from hftl.errors import UserError
 
@@ -351,3 +352,49 @@ def test_the_old_name_of_activation_checkpointing_asks_for_the_new_one(tmp_path,
     assert args.training.gradient_checkpointing and len(RENAMED) in (0, 2)
     expected = {RENAMED.get(name, name) for name in ["gradient_checkpointing"]} | {"mode"}
     assert expected <= set(args.given) and not set(RENAMED) & set(args.given)
+
+
+@pytest.mark.parametrize("value", ["-1e-5", "-.5E+2", "-1.e3"])
+@pytest.mark.parametrize("way", ["flag", "yaml"])
+def test_a_negative_number_with_an_exponent_is_a_value_and_no_flag(tmp_path, value, way):
+    (tmp_path / "a.yaml").write_text(f"learning_rate: {value}\n")
+    words = [str(tmp_path / "a.yaml")] if way == "yaml" else ["--learning_rate", value]
+    assert parse_args([*words, "--dataset", "some/data"], mode="full").training.learning_rate == float(value)
+
+
+@pytest.mark.parametrize("name", ["-note", "--max_steps", "-1"])
+def test_a_value_of_a_file_that_begins_with_a_dash_is_no_flag(tmp_path, name):
+    (tmp_path / "a.yaml").write_text(f"run_name: '{name}'\ndataset: some/data\ntext_columns: ['{name}']\n")
+    args = parse_args([str(tmp_path / "a.yaml")], mode="full")
+    assert args.training.run_name == name and args.data.text_columns == [name]
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--lr", "1e-3"], "--learning_rate"),
+        (["--model", "bundled:minilm-l6"], "--model_name_or_path"),
+        (["--train=a.csv"], "--train_file"),
+        (["--batch-size", "8"], "--per_device_train_batch_size"),
+        (["--epochs", "3"], "--num_train_epochs"),
+        (["--lora"], "--mode peft"),
+    ],
+)
+def test_a_flag_by_the_name_that_other_tools_give_it_says_what_to_type(words, flag):
+    with pytest.raises(UserError, match=f"^Unknown flag '--[a-z_]+'. Give {flag}[.]$"):
+        parse_args(["--dataset", "some/data", *words])
+
+
+def test_the_names_of_other_tools_lead_to_flags_that_there_are():
+    known = set(flag_names().values())
+    assert not SHORT.keys() & known and {name.partition(" ")[0] for name in SHORT.values()} <= known
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("mine.csv", "--train_file"), ("rows.jsonl", "--train_file"), ("photos", "--dataset")]
+)
+def test_data_in_the_place_of_the_configuration_are_told_their_flag(tmp_path, monkeypatch, name, flag):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir() if flag == "--dataset" else (tmp_path / name).write_text("a,b\n")
+    with pytest.raises(UserError, match=f"is neither a flag nor a .yaml file. If it is the data, give {flag} {name}"):
+        parse_args([name])

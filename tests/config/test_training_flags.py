@@ -13,11 +13,12 @@ from hftl.baselines import run_baseline
 from hftl.config import parse_args
 from hftl.config.training_flags import FLAGS
 from hftl.config.yaml_file import as_words
-from hftl.errors import UserError
+from hftl.errors import TrainingDiverged, UserError
 from hftl.preview.estimate import estimate
+from hftl.run_record import RunRecord
 from hftl.tasks import build_task
 from hftl.training.run import run
-from hftl.training.settings import check_arguments, check_training, set_defaults
+from hftl.training.settings import check_arguments, check_training, set_defaults, warn_of_unread
 from tests import tiny
 from tests.networks import build_network
 
@@ -370,3 +371,54 @@ def test_a_recorded_configuration_with_such_a_flag_still_loads(files, tmp_path):
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text() + "do_train: false\nsave_total_limit: 0\nfp16_full_eval: true\n")
     assert math.isfinite(hftl.load(tmp_path / "run").predict(["a text"])[0]["probability"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "words", "names"),
+    [
+        ("probe", ["--learning_rate", "1", "--max_steps", "7"], "--max_steps, --learning_rate. --mode probe"),
+        ("tfidf", ["--num_train_epochs", "3", "--optim", "sgd"], "--num_train_epochs, --optim. --mode tfidf"),
+        ("full", ["--lora_r", "3", "--adapter", "dora"], "--adapter, --lora_r. --mode full has no adapter"),
+        ("probe", ["--target_modules", "query"], "--target_modules. --mode probe has no adapter"),
+    ],
+)
+def test_what_a_mode_does_not_read_is_named(files, mode, words, names, caplog):
+    base = ["--train_file", f"{files}/train.csv", "--model_name_or_path", f"{files}/bert", "--use_cpu", "true"]
+    warn_of_unread(parse_args([*base, *words], mode=mode))
+    assert f"Not read: {names}" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["probe", "full", "peft"])
+def test_of_a_recorded_configuration_everything_is_read(files, tmp_path, mode, caplog):
+    words = ["--train_file", f"{files}/train.csv", "--model_name_or_path", f"{files}/bert", "--use_cpu", "true"]
+    words += [] if mode == "probe" else ["--max_steps", "1"]
+    run(parse_args([*words, "--output_dir", str(tmp_path)], mode=mode))
+    warn_of_unread(parse_args([str(tmp_path / "config.yaml")]))
+    assert "Not read" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("words", [["--weight_decay", "1e9"], ["--optim", "sgd", "--learning_rate", "1e30"]])
+def test_a_network_that_answers_no_finite_number_is_not_saved(files, tmp_path, words):
+    """The weights are finite, and the loss of every step was: nothing but the answers shows it."""
+    words = [*words, "--model_name_or_path", f"{files}/bert", "--use_cpu", "true", "--output_dir", str(tmp_path)]
+    words += ["--train_file", f"{files}/train.csv", "--max_steps", "3", "--lr_scheduler_type", "constant"]
+    with pytest.raises(TrainingDiverged):
+        run(parse_args(words, mode="full"))
+    assert RunRecord.read(tmp_path).status == "diverged" and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "is_said"),
+    [("--warmup_steps 500 --max_steps 3", True), ("--warmup_steps 7 --num_train_epochs 2", True),
+     ("--warmup_steps 10 --max_steps 10", True), ("--warmup_steps 0.5 --max_steps 10", False),
+     ("--warmup_steps 1 --max_steps 2", False), ("--max_steps 1", True), ("--max_steps 2", False)],
+)  # fmt: skip
+def test_a_warm_up_that_is_longer_than_the_training_is_said(check, words, is_said, caplog):
+    from hftl.models.modes import MODES
+
+    network, task = build_network("bert"), build_task("text-classification")
+    args = check(*words.split(), "--per_device_train_batch_size", "32")
+    set_defaults(args, MODES["full"], network, task, 96)
+    check_training(args, network, task, 96)
+    assert ("never gets to --learning_rate" in caplog.text) == is_said

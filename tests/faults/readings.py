@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from hftl.audit import audit_data
 from hftl.config import DataArguments, parse_args
 from hftl.errors import UserError
-from hftl.examples import load_examples, load_rows
 from hftl.inference import predict as predicting
 from hftl.inference.evaluation import evaluate, prepare_rows
 from hftl.inference.predictor import Predictor, load
 from hftl.inference.source import LoadedSource, ModelSource
-from hftl.run import run
+from hftl.preview.audit import audit_data
 from hftl.tasks import build_task
 from hftl.tasks.base import AnswerOptions
+from hftl.training.run import run
+from hftl.training_data import load_examples, load_rows
 
 
 def fuzz(examples: int, *, always_the_same: bool = True) -> settings:

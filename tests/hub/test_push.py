@@ -262,6 +262,51 @@ def test_what_is_committed_in_between_is_looked_at_again(logged_in, copy_run, op
     assert len(commits(logged_in)) == 3 and waits == [1]
 
 
+def test_an_adapter_and_the_network_merged_from_it_have_tags_of_their_own(logged_in, copy_run, open_gate, capsys):
+    """A tag that is there stays where it is: the merged network would be announced under that of the adapter."""
+    run = copy_run("text-peft")
+    for flag in ("--include_base", "--merge"):
+        assert cli.main(["push", str(run), "--repo_id", "org/x", flag]) == 0
+        commit, tag = re.search(r"pushed to org/x at (\w+), tag (\S+)", capsys.readouterr().out).groups()
+        assert HfApi().model_info("org/x", revision=tag).sha == commit
+
+
+# What was local and looks like an id of the Hub once it has moved
+
+
+def rename(run: Path, base: str = "org/local-base", source: str = "org/patients.csv") -> Path:
+    """A run that was made beside its base and data, under relative names, and is pushed from elsewhere."""
+    record = RunRecord.read(run)
+    record.model["name"], record.data["source"] = base, source
+    record.write(run)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"), [("text-full", {}), ("text-scratch", {}), ("image-full", {}), ("lm-full", {})]
+)
+def test_the_hub_is_not_asked_for_names_of_files_and_folders_that_have_moved(
+    kind, flags, logged_in, copy_run, open_gate, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with_licence = b"---\nlicense: wtfpl\n---\n"
+    for name, kind_of in (("org/local-base", "model"), ("org/patients.csv", "dataset")):
+        HfApi().create_repo(name, repo_type=kind_of)
+        HfApi().upload_file(path_or_fileobj=with_licence, path_in_repo="README.md", repo_id=name, repo_type=kind_of)
+    logged_in.requests.clear()
+    push_run(rename(copy_run(kind)), Publication("org/x", **flags))
+    asked = [str(request) for request in logged_in.requests if re.search("local-base|patients", str(request))]
+    card = read_file(logged_in, "README.md").decode()
+    assert not asked and "wtfpl" not in card and "datasets:" not in card
+
+
+@pytest.mark.parametrize("flags", [{}, {"include_base": True}, {"merge": True}])
+def test_a_base_that_has_moved_is_not_taken_for_one_of_the_hub(flags, logged_in, copy_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((PublishError, UserError), match="is on this machine only|which is not there"):
+        push_run(rename(copy_run("text-peft")), Publication("org/x", **flags))
+
+
 # What others do to the repository meanwhile
 
 

@@ -454,10 +454,36 @@ def test_a_wrong_row_from_python_says_what_to_give(train):
     for rows, message in (
         ("one text", "Give a list of rows; found a str"),
         ([("a", "b", "c")], "A pair is two texts"),
+        ([b"some bytes"], "Row 0 .* bytes, which are no text"),
+        (["a text", float("nan")], "Row 1 .* empty text"),
+        ([np.float32("nan")], "Row 0 .* empty text"),
+        (["half \ud83d of one"], "Row 0 .* half of a surrogate pair"),
     ):
         with pytest.raises(UserError, match=message):
             model.predict(rows)
     assert model.predict([{"text": TEXTS[0], "id": 3}]) == model.predict(TEXTS[:1])
+    assert model.predict([]) == []
+    assert [row["label"] for row in model.predict([b"x", float("nan"), None], on_bad_rows="skip")] == [None] * 3
+    assert model.predict(["caf\u00e9 \U0001f600"])[0]["label"] is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_len": 12}, "Unknown setting 'max_len'. Did you mean 'max_length'"),
+        ({"max_length": "12"}, "max_length is '12'; give a whole number"),
+        ({"max_length": 2.5}, "max_length is 2.5"),
+        ({"text_column": "text"}, "Did you mean 'text_columns'"),
+    ],
+)
+def test_a_setting_from_python_that_is_none_is_refused(train, settings, message):
+    with pytest.raises(UserError, match=message):
+        hftl.load(train("full"), **settings)
+
+
+def test_a_mistyped_policy_for_bad_rows_is_refused(train):
+    with pytest.raises(UserError, match="on_bad_rows: 'skp'. Did you mean 'skip'"):
+        hftl.load(train("full")).predict(["a"], on_bad_rows="skp")
 
 
 def test_memory_that_runs_out_halves_the_batch(train, monkeypatch):
@@ -578,3 +604,16 @@ def test_labels_that_are_formulas_are_quoted_unless_asked_for(flags, files, tmp_
     with (tmp_path / "out.csv").open() as file:
         labels = {row["label"] for row in csv.DictReader(file)}
     assert labels and all(label.startswith("=" if flags else "'=") for label in labels)
+
+
+@pytest.mark.parametrize(
+    "content", ["a cat\n\nto run\n", "red shoes\nblue hats\n\n", "one two three\n\nfour five six\n"]
+)
+def test_lines_of_as_many_words_are_rows_and_no_columns_of_words(train, tmp_path, capsys, content):
+    """With an empty line among them they look like CoNLL, which a classifier of texts does not read."""
+    (tmp_path / "a.txt").write_text(content)
+    run = train("full")
+    capsys.readouterr()
+    assert cli.main(["predict", str(run), str(tmp_path / "a.txt"), "--on_bad_rows", "skip"]) == 0
+    answers = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
+    assert [label is None for label in answers] == [not line for line in content.splitlines()]

@@ -164,3 +164,14 @@ def test_a_tokenizer_that_says_less_than_the_network_reads_is_no_limit(tmp_path)
     tokenizer.save_pretrained(checkpoint)
     assert load(checkpoint).model_max_length == 16
     assert load(checkpoint, "--max_length", "200").model_max_length == 200
+
+
+@pytest.mark.parametrize(
+    ("length", "columns", "least"),
+    [("1", ["text"], 3), ("2", ["text"], 3), ("3", ["a", "b"], 5), ("4", ["a", "b"], 5)],
+)
+def test_a_length_that_leaves_no_room_for_a_token_of_the_text_is_refused(length, columns, least, roberta):
+    """The tokenizer would cut nothing then, or leave its own marks alone: every text would read the same."""
+    with pytest.raises(UserError, match=f"--max_length is {length}, .* Give --max_length {least} or more"):
+        load(roberta, "--max_length", length, "--text_columns", *columns)
+    assert load(roberta, "--max_length", str(least), "--text_columns", *columns).model_max_length == least

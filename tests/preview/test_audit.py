@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hftl import cli
+from hftl.preview.audit import _count
 from hftl.run_record import RunRecord
 from tests import tiny
 
@@ -120,3 +121,12 @@ def test_a_run_is_refused_where_cut_texts_are_an_error(files, capsys):
     assert cli.main(["train", *words]) == 2
     assert "refused by --audit. truncated_texts" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "shown"),
+    [(180, 180, "100"), (999, 1000, "100"), (99, 100, "99"), (1, 192, "0.52"), (1, 3, "33")],
+)
+def test_shares_are_written_without_an_exponent(count, total, shown):
+    finding = {"kind": "small_test_set", "counts": {"test": count}}
+    assert _count(finding, {"test": total}) == f"test {count:,} of {total:,} ({shown} %)"

@@ -257,6 +257,23 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_save
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
 
 
+@pytest.mark.parametrize(
+    ("step", "settings", "saved"),
+    [(4, {}, []), (4, {"save_strategy": "steps", "save_steps": 1}, [1, 2, 3]), (2, {"save_strategy": "steps"}, [])],
+    ids=["the last step", "the last step, which is saved", "a step within"],
+)
+def test_weights_that_an_update_makes_infinite_are_not_kept(step, settings, saved, tmp_path):
+    """Loss and gradient of that step are fine; only a later loss would show it, and after the last step none comes."""
+    trainer = build_trainer(tmp_path, "bert", build_network("bert"), build_rows("bert"), **settings)
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_post_hook(
+        lambda *_: trainer.state.global_step == step - 1 and trainer.model.classifier.bias.data.fill_(torch.inf)
+    )
+    with pytest.raises(TrainingDiverged, match="Weights after the update are|The loss or its gradient is"):
+        trainer.train()
+    assert sorted(int(path.name.partition("-")[2]) for path in tmp_path.glob("checkpoint-*")) == saved
+
+
 def test_a_metric_that_is_not_a_number_is_named(tmp_path, caplog):
     trainer = build_diverging_trainer(tmp_path, metric_for_best_model="loss", per_device_eval_batch_size=24)
     trainer.evaluate()
