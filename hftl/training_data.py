@@ -131,12 +131,12 @@ def _load_once(args: DataArguments) -> tuple[datasets.DatasetDict, LabelInfo, tu
     return _load_rows(key, tuple(_stamp(name) for name in named if name))
 
 
-def _stamp(source: str) -> tuple[int, int, int]:
-    """Number, bytes and last change of the files at a local path; zeros for what is not one."""
+def _stamp(source: str) -> int:
+    """Changes when a file at a local path is another one, has another name, or is written."""
     path = Path(source).expanduser()
     files = list_files(path) if path.is_dir() else [path]
-    stats = [file.stat() for file in files if file.is_file()]
-    return len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
+    stats = ((file, file.stat()) for file in files if file.is_file())
+    return hash(tuple((file, s.st_ino, s.st_size, s.st_mtime_ns) for file, s in stats))
 
 
 @functools.lru_cache(maxsize=1)

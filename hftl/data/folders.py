@@ -5,6 +5,7 @@ counts; of everything else that is left out the number and a name are said. Must
 """
 
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,6 +82,7 @@ def list_files(folder: Path) -> list[Path]:
         place, above, links = waiting.pop()
         for path in _list_visible(place):
             if not path.is_dir():
+                _check_name(path)
                 found.append(path)
                 continue
             is_link = path.is_symlink()
@@ -90,6 +92,18 @@ def list_files(folder: Path) -> list[Path]:
             else:
                 waiting.append((path, (*above, real), links + is_link))
     return sorted(found)
+
+
+def _check_name(path: Path) -> None:
+    """Raises UserError for an image whose path is no text, as in an archive of Windows that was unpacked elsewhere."""
+    try:
+        if is_image(path):
+            str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"The name {str(path)!a} is not UTF-8, as after unpacking an archive of another system. Rename it, for "
+            "example with `convmv -r --notest -f cp437 -t utf8 FOLDER`, or unpack again with `unzip -O cp437`."
+        ) from error
 
 
 def _list_visible(folder: Path) -> list[Path]:
@@ -237,9 +251,15 @@ def _list_classified(root: Path, split: str) -> list[Path]:
     if not images:
         raise UserError(f"{root} holds no images{_count_kinds(files)}; {EXPECTED}.")
     if astray := [path for path in images if path.parent.parent != root]:
-        raise UserError(f"{astray[0]} is not directly inside a class folder of {root}; expected CLASS/IMAGE.")
+        raise UserError(
+            f"{astray[0]} is not directly inside a class folder of {root}; expected CLASS/IMAGE. "
+            + _advise(astray, root)
+        )
+    inside: dict[str, list[Path]] = {}
+    for path in files:
+        inside.setdefault(path.relative_to(root).parts[0], []).append(path)
     for folder in _list_folders(root):
-        others = [path for path in files if path.is_relative_to(folder)]
+        others = inside.get(folder.name, [])
         if any(map(is_image, others)):
             continue
         if others or split == "train":
@@ -250,6 +270,17 @@ def _list_classified(root: Path, split: str) -> list[Path]:
         logger.warning("%s is empty: its split has no rows of that class.", folder)
     _say_skipped(root, files)
     return images
+
+
+def _advise(astray: list[Path], root: Path) -> str:
+    """What to do about images that lie too high or too deep."""
+    above = sorted({path.parent.parent for path in astray if path.parent != root})
+    if not above:
+        return "Move it into the folder of its class, or write metadata.csv with the columns file_name and label."
+    if len(above) == 1:
+        return f"If the classes are the folders of {above[0]}, name that: --dataset {shlex.quote(str(above[0]))}"
+    names = ", ".join(str(path.relative_to(root)) for path in above[:3]) + (", ..." if len(above) > 3 else "")
+    return f"If the classes are the folders of one of {names}, name that; splits are called train, validation, test."
 
 
 def _say_skipped(folder: Path, files: list[Path]) -> None:

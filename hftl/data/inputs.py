@@ -88,6 +88,12 @@ def find_chat_fault(messages: list[dict]) -> str | None:
     return None if all(is_said) else "empty answer of the assistant"
 
 
+def find_bad_images(rows: datasets.Dataset) -> Iterator[str | None]:
+    """What is wrong with the image of each row, and which file that is."""
+    for look in look_at(rows, "all", "image"):
+        yield f"{look.fault}: {look.path}" if look.fault and look.path else look.fault
+
+
 def _look_at_images(rows: datasets.Dataset, split: str) -> Iterator[Look]:
     images = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
     batches = (images[start : start + BATCH]["image"] for start in range(0, len(images), BATCH))

@@ -6,7 +6,8 @@ color, each class has. This module must not know files, rows or networks.
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -123,10 +124,11 @@ def suggest(numbers: list[int], names: tuple[str, ...] | None = None) -> str:
 @dataclass
 class Tally:
     """How often numbers occur in masks: number -> pixels of it, pixels of the masks that have it, and those of its
-    pixels whose neighbor to the right, and below, has it too.
+    pixels whose neighbor to the right, and below, has it too. And number -> the colors that palettes give it.
     """
 
     counts: dict[int, np.ndarray]
+    colors: dict[int, set[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, numbers: np.ndarray) -> "Tally":
@@ -147,6 +149,8 @@ class Tally:
         """Count other masks too."""
         for number, counts in other.counts.items():
             self.counts[number] = self.counts.get(number, 0) + counts
+        for number, colors in other.colors.items():
+            self.colors[number] = self.colors.get(number, set()) | colors
 
     def find_scattered(self) -> list[int]:
         """Numbers that hardly occur: under 1 % of the masks that have them, and in lines or dots, no areas.
@@ -158,6 +162,35 @@ class Tally:
             for number, (pixels, around, right, below) in self.counts.items()
             if pixels < 0.01 * around and min(right, below) < 0.5 * pixels
         )
+
+
+def read_palette(mask: Image.Image, numbers: Iterable[int]) -> dict[int, set[int]]:
+    """The color of each number that stands for a class, as 0xrrggbb; none for a mask without a palette."""
+    entries = (mask.getpalette("RGB") or []) if mask.mode == "P" else []
+    return {
+        number: {entries[3 * number] << 16 | entries[3 * number + 1] << 8 | entries[3 * number + 2]}
+        for number in numbers
+        if 3 * number + 2 < len(entries) and number != IGNORED_PIXEL
+    }
+
+
+def check_palettes(tally: Tally, coding: Coding) -> None:
+    """Is a number the same class in every mask? Programs that save few colors number them anew in each file.
+
+    Raises:
+        UserError: a number has several colors, and `--class_names` does not say that numbers count, or colors.
+    """
+    unclear = next((number for number, colors in sorted(tally.colors.items()) if len(colors) > 1), None)
+    if unclear is None or coding.values is not None:
+        return
+    colors = sorted(set().union(*tally.colors.values()))
+    first, second = sorted(tally.colors[unclear])[:2]
+    words = " ".join(f"NAME=#{color:06x}" for color in colors[:4]) + (" ..." if len(colors) > 4 else "")
+    raise UserError(
+        f"The palettes of the masks differ: the number {unclear} is #{first:06x} in one and #{second:06x} in another. "
+        f"Say which color each class has: --class_names {words}; or, if numbers count all the same, "
+        f"which number: {suggest(sorted(tally.colors), coding.names)}."
+    )
 
 
 def check_numbers(tally: Tally, coding: Coding) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hftl.data.columns import choose_named
-from hftl.data.images import ImageFault, find_turned_size, open_image, read_image, strict_pillow
+from hftl.data.images import ImageFault, find_turned_size, load_bytes, open_image, read_image, strict_pillow
 from hftl.data.label_columns import name_label_column
 from hftl.data.mask_numbers import (
     COLOR_MODES,
@@ -24,8 +24,10 @@ from hftl.data.mask_numbers import (
     Coding,
     Tally,
     check_numbers,
+    check_palettes,
     read_coding,
     read_numbers,
+    read_palette,
     suggest,
     to_classes,
 )
@@ -35,7 +37,8 @@ from hftl.run_record import count_cores
 
 logger = logging.getLogger(__name__)
 
-BLURRED_FORMATS = ("JPEG", "MPO", "JPEG2000")  # of Pillow: the numbers that come out are not those that went in
+# Of Pillow: the numbers that come out are not those that went in.
+BLURRED_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
 BATCH = 64  # rows that a thread looks at in one go
 
 
@@ -92,7 +95,9 @@ def name_classes(splits: datasets.DatasetDict, args: Any) -> tuple[tuple[str, ..
         largest = max(set(tally.counts) - {IGNORED_PIXEL})
         names = tuple(map(str, range(largest + 1 - coding.is_reduced)))
     for split in set(splits) - {"train"}:
-        splits[split], _ = check_masks(splits[split], split, coding, args, len(names))
+        splits[split], more = check_masks(splits[split], split, coding, args, len(names))
+        tally.add(more)
+    check_palettes(tally, coding)
     return names, splits
 
 
@@ -130,6 +135,7 @@ def check_masks(
     for item in found:
         if isinstance(item, Tally):
             tally.add(item)
+    check_palettes(tally, coding)
     if faults and args.on_bad_rows == "error":
         raise UserError(f"{split}, row_id {faults[0].row_id}: {faults[0].text}")
     if not set(tally.counts) & set(allowed):
@@ -186,14 +192,14 @@ def _read(image: dict | None, mask: dict | None, coding: Coding) -> Tally | str:
         return "it has no mask. Add it, or remove the row."
     try:
         opened = open_image(mask)
-        is_blurred, upright = opened.format in BLURRED_FORMATS, read_image(opened)
+        is_blurred, upright = _is_blurred(mask, opened), read_image(opened)
     except ImageFault as fault:
         return f"{_name(mask)} cannot be read: {fault}. Repair it, or remove the row."
     numbers = read_numbers(upright, coding)
-    if is_blurred and (coding.values is None or coding.is_color):
+    if is_blurred and (coding.values is None or coding.is_color or numbers is None):
         return (
-            f"{_name(mask)} is a JPEG, which changes numbers at edges. Save masks as PNG, or say which number each "
-            f"class has, and each pixel counts for the nearest: {suggest([0, 255], coding.names)}."
+            f"{_name(mask)} is a {opened.format}, which changes numbers at edges. Save masks as PNG, or say which "
+            f"number each class has, and each pixel counts for the nearest: {suggest([0, 255], coding.names)}."
         )
     if numbers is None:
         return f"{_name(mask)} {_describe_colors(upright)}"
@@ -206,7 +212,14 @@ def _read(image: dict | None, mask: dict | None, coding: Coding) -> Tally | str:
         )
     if is_blurred:
         numbers = np.array((*coding.values, IGNORED_PIXEL))[to_classes(upright, coding).clip(max=len(coding.values))]
-    return Tally.of(numbers)
+    tally = Tally.of(numbers)
+    tally.colors = {} if coding.is_color else read_palette(upright, tally.counts)
+    return tally
+
+
+def _is_blurred(mask: dict, opened: Image.Image) -> bool:
+    """Whether its format changes numbers; WebP has a part of another name where it does not."""
+    return opened.format in BLURRED_FORMATS or opened.format == "WEBP" and b"VP8L" not in load_bytes(mask)
 
 
 def _describe_colors(mask: Image.Image) -> str:

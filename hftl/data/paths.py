@@ -15,11 +15,13 @@ import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hftl.data.images import is_image
+from hftl.data.arrays import read_array
+from hftl.data.images import is_image, read_row
 from hftl.errors import UserError
 
 IMAGE_PATH_NAMES = ("image", "img", "image_path", "image_file", "file_name", "filename", "file_path", "path", "file")
 MASK_NAMES = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask")
+NUMBERS = ("int", "uint", "float", "bool")  # how the names of their types begin
 _ADDRESS = re.compile(r"(data:|[a-z][a-z0-9+.-]+:/)", re.IGNORECASE)
 _WINDOWS = re.compile(r"([A-Za-z]:[\\/]|\\\\)")
 
@@ -70,12 +72,19 @@ def resolve_images(table: datasets.Dataset, folder: Path, image_column: str | No
         if is_text(feature):
             if name == image_column or name in (*IMAGE_PATH_NAMES, *MASK_NAMES) and _look_like_images(table, name):
                 full = [value and _try_to_resolve(value, folder) for value in table[name][:]]
-                table = table.remove_columns(name).add_column(name, full, feature=datasets.Value("string"))
+                table = _replace(table, name, full, datasets.Value("string"))
         elif any(path and not os.path.isabs(path) for path in _find_stored_paths(table, name)):
             images = table.cast_column(name, datasets.Image(decode=False))[name][:]
             full = [image and _with_full_path(image, folder) for image in images]
-            table = table.remove_columns(name).add_column(name, full, feature=datasets.Image())
+            table = _replace(table, name, full, datasets.Image())
     return table
+
+
+def _replace(table: datasets.Dataset, name: str, values: list, feature: Any) -> datasets.Dataset:
+    """Other values in a column; where it is the only one, nothing would be left to add it to."""
+    column = datasets.Dataset.from_dict({name: values}, features=datasets.Features({name: feature}))
+    rest = table.remove_columns(name)
+    return datasets.concatenate_datasets([rest, column], axis=1) if rest.column_names else column
 
 
 def _look_like_images(table: datasets.Dataset, name: str) -> bool:
@@ -115,6 +124,8 @@ def to_images(rows: datasets.Dataset, name: str, args: Any) -> datasets.Dataset:
             f"The column {name!r} of {args.dataset} holds texts and no images, and files of this machine are not read "
             "for a data set of the Hub. Name a column of images with --image_column."
         )
+    if _holds_numbers(feature):
+        return _draw_arrays(rows, name)
     try:
         rows = rows.cast_column(name, datasets.Image(decode=True))
     except (pa.ArrowException, TypeError, ValueError, NotImplementedError) as error:
@@ -127,6 +138,27 @@ def to_images(rows: datasets.Dataset, name: str, args: Any) -> datasets.Dataset:
                 "an image. Write names with their endings, or name the column with --image_column."
             )
     return rows
+
+
+def _holds_numbers(feature: object) -> bool:
+    """Whether the entries of a column are nested lists of numbers."""
+    if isinstance(feature, (datasets.Array2D, datasets.Array3D)):
+        return True
+    if not isinstance(feature, (datasets.List, datasets.LargeList)):
+        return False
+    inner = feature.feature
+    return _holds_numbers(inner) or isinstance(inner, datasets.Value) and inner.dtype.startswith(NUMBERS)
+
+
+def _draw_arrays(rows: datasets.Dataset, name: str) -> datasets.Dataset:
+    """Arrays in a column as stored images."""
+
+    def encode(values: Any) -> dict[str, Any]:
+        return datasets.Image().encode_example(read_array(values))
+
+    column = rows.with_format(None).select_columns(name)
+    images = [None if row[name] is None else read_row(row[name], index, encode) for index, row in enumerate(column)]
+    return _replace(rows, name, images, datasets.Image()).select_columns(rows.column_names)
 
 
 def _is_remote(args: Any) -> bool:

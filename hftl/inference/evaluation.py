@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from hftl.config import DataArguments
 from hftl.data.faults import leave_out
-from hftl.data.inputs import list_texts
+from hftl.data.inputs import find_bad_images, list_texts
 from hftl.data.load import compute_fingerprint, load_splits
 from hftl.data.stream import name_source, pick_split, split_name
 from hftl.inference.predictor import Predictor, recall_columns
@@ -130,8 +130,8 @@ def encode_rows(predictor: Predictor, raw: datasets.Dataset, data: DataArguments
         data = recall_columns(replace(predictor.source, data=data), raw.features)
     known = task.read_known(raw, data, labels)
     faults = list(task.find_faults(known, labels))
-    if task.modality != "image":
-        faults = [found or fault for fault, (_, found) in zip(faults, list_texts(known), strict=True)]
+    looks = (found for _, found in list_texts(known)) if task.modality != "image" else find_bad_images(known)
+    faults = [found or fault for fault, found in zip(faults, looks, strict=True)]
     known = leave_out(known, faults, data.on_bad_rows)
     return task.prepare(known, predictor.processor, data, compute_fingerprint(known))
 

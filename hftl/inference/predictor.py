@@ -17,6 +17,7 @@ from peft import PeftModel
 from PIL import Image
 
 from hftl.config import DataArguments
+from hftl.data.arrays import read_array
 from hftl.data.images import strict_pillow
 from hftl.data.paths import resolve_path
 from hftl.data.pixels import Range, kept_range, read_rgb
@@ -136,7 +137,7 @@ class Predictor:
         if bad and on_bad_rows == "error":
             more = f", and {len(bad) - 1} more near it" if len(bad) > 1 else ""
             raise UserError(
-                f"Row {first + bad[0]} cannot be answered: {faults[bad[0]]}{more}. Repair it, or give "
+                f"Row {first + bad[0]} cannot be answered: {faults[bad[0]].rstrip('.')}{more}. Repair it, or give "
                 "--on_bad_rows skip, which leaves its answer empty."
             )
         good = [index for index, fault in enumerate(faults) if not fault]
@@ -389,11 +390,13 @@ def _read_words(value: Any) -> list[str]:
 def _find_image(value: Any, folder: Path | None) -> Any:
     """What `read_rgb` reads; a path in data lies below their folder, one of a caller is a path like any other."""
     if isinstance(value, (np.ndarray, list)):
-        return datasets.Image().encode_example(np.asarray(value))
+        return read_array(value)
     fields = value if isinstance(value, dict) else {"path": value} if isinstance(value, (str, Path)) else None
     if fields and fields.get("bytes") is None and fields.get("path"):
         path = str(fields["path"])
         return Path(path).expanduser() if folder is None else resolve_path(path, folder)
+    if value is not None and not isinstance(value, (dict, Image.Image)):
+        raise UserError(f"a {type(value).__name__}; give a PIL image, an array of numpy or the path of a file")
     return value
 
 

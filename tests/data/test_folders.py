@@ -1,6 +1,7 @@
 """What becomes of the files in a folder of images: read, left out and named, or an error; links, litter, metadata."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -11,6 +12,7 @@ from PIL import Image
 from hftl.config import DataArguments
 from hftl.data.folders import find_images, list_files, read_folder
 from hftl.data.load import load_splits
+from hftl.data.paths import resolve_images
 from hftl.data.stream import open_stream
 from hftl.errors import UserError
 
@@ -161,6 +163,59 @@ def test_a_broken_link_to_an_image_is_a_row_and_not_skipped(tmp_path):
     assert len(read_folder(tmp_path)["train"]) == 5
 
 
+# Names that are no text
+
+
+@pytest.mark.parametrize("place", ["red/caf\udce9.png", "caf\udce9/0.png", "train/\udc82t\udc82/0.jpg"])
+def test_an_image_whose_name_is_not_utf8_is_refused_in_one_sentence(tmp_path, place):
+    if not place.startswith("train"):
+        fill(tmp_path)
+    draw(tmp_path / place)
+    for read in (read_folder, find_images):
+        with pytest.raises(UserError, match=r"name '.*\\udc.*' is not UTF-8.*convmv"):
+            read(tmp_path)
+
+
+def test_a_mask_whose_name_is_not_utf8_is_refused(tmp_path):
+    draw(tmp_path / "images" / "a.png")
+    draw(tmp_path / "masks" / "\udce9.png")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        read_folder(tmp_path)
+
+
+def test_a_text_beside_the_images_may_have_any_name(tmp_path, caplog):
+    fill(tmp_path)
+    (tmp_path / "red" / "l\udce9eme.txt").write_text("x")
+    assert len(read_folder(tmp_path)["train"]) == 4 and "skipped 1 of 5" in caplog.text
+
+
+# Folders of classes that lie elsewhere
+
+
+@pytest.mark.parametrize(
+    ("roots", "advice"),
+    [
+        (["animals"], "--dataset .*/animals$"),
+        (["My Photos"], "--dataset '.*/My Photos'$"),
+        (["seg_train/seg_train", "seg_test/seg_test"], "one of seg_test/seg_test, seg_train/seg_train, name that"),
+        (["training_set", "test_set"], "one of test_set, training_set, name that"),
+    ],
+)
+def test_the_folder_above_the_classes_is_named(tmp_path, roots, advice):
+    for root in roots:
+        fill(tmp_path / root)
+    with pytest.raises(UserError, match=advice):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cover.png", "train/0.jpg"])
+def test_images_without_a_class_are_told_of_metadata(tmp_path, name):
+    fill(tmp_path / Path(name).parent)
+    draw(tmp_path / name)
+    with pytest.raises(UserError, match="folder of its class, or write metadata.csv"):
+        read_folder(tmp_path)
+
+
 # Metadata
 
 
@@ -205,6 +260,22 @@ def test_backslashes_of_windows_are_folders(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,label\nimages\\a.png,x\n")
     rows = load_splits(SimpleNamespace(**{**vars(DataArguments()), "dataset": str(tmp_path), "train_file": None}))
     assert rows["train"]["file_name"][:] == [str(tmp_path / "images" / "a.png")]
+
+
+@pytest.mark.parametrize("name", ["test.csv", "test.jsonl", "test.parquet"])
+def test_a_table_of_images_alone_is_read(tmp_path, name):
+    draw(tmp_path / "in" / "a.png")
+    table = datasets.Dataset.from_dict({"image": ["in/a.png"]})
+    {"csv": table.to_csv, "jsonl": table.to_json, "parquet": table.to_parquet}[name.split(".")[1]](tmp_path / name)
+    rows = read_folder(tmp_path)
+    assert rows["test"].column_names == ["image"] and rows["test"]["image"][:] == [str(tmp_path / "in" / "a.png")]
+
+
+def test_a_column_of_stored_paths_alone_is_read(tmp_path):
+    draw(tmp_path / "in" / "a.png")
+    features = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [{"path": "in/a.png", "bytes": None}]}, features=features)
+    assert resolve_images(rows, tmp_path, None)[0]["image"].size == (6, 4)
 
 
 # Pairs and tables

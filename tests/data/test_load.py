@@ -526,3 +526,20 @@ def test_every_task_refuses_a_split_without_what_is_learnt(tmp_path, task, row, 
     test = write(tmp_path / "test.jsonl", f"{json.dumps(others)}\n" * 3)
     with pytest.raises(UserError, match=f"test.*{lost}"):
         load_rows(DataArguments(task=task, train_file=str(train), test_file=str(test)))
+
+
+def test_a_process_that_reads_a_folder_again_sees_that_its_classes_changed_names(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            Image.new("RGB", (4, 4), name == "cat" and "red" or "blue").save(tmp_path / name / f"{index}.png")
+    args = DataArguments(task="image-classification", dataset=str(tmp_path))
+
+    def read_reds():
+        splits, labels = load_rows(args)
+        return {labels.names[row["label"]] for row in splits["train"] if row["image"].getpixel((0, 0))[0] == 255}
+
+    assert read_reds() == {"cat"}
+    for old, new in (("cat", "x"), ("dog", "cat"), ("x", "dog")):
+        (tmp_path / old).rename(tmp_path / new)
+    assert read_reds() == {"dog"}

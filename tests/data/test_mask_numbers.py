@@ -175,9 +175,77 @@ def test_masks_are_read_as_they_are_meant(make, ending, names, expected, tmp_pat
         assert (mask != true).mean() <= (0.01 if ending == ".jpg" else 0)
 
 
+def quantized(mask: np.ndarray, kind: int) -> Image.Image:
+    """Colors saved with a palette of their own, which begins with another color in every other file."""
+    colors = [(0, 0, 0), (128, 64, 0)]
+    image = Image.fromarray(mask ^ np.uint8(kind)).convert("P")
+    image.putdata((mask ^ kind).ravel().tolist())
+    image.putpalette(np.array(colors[:: 1 - 2 * kind], np.uint8).ravel().tolist())
+    return image
+
+
+def write_quantized(folder: Path, kinds, ending: str = ".png") -> Path:
+    kinds = iter(kinds)
+    return write(folder, lambda mask: quantized(mask, next(kinds)), ending)
+
+
+@pytest.mark.parametrize("ending", [".png", ".gif", ".bmp", ".tif"])
+def test_palettes_that_number_colors_anew_in_each_file_are_refused(tmp_path, ending):
+    write_quantized(tmp_path / "d", [0, 1] * 6, ending)
+    with pytest.raises(UserError, match="number 0 is #000000 in one and #804000 .*=#804000; or, .* background=0 ob"):
+        read(tmp_path / "d")
+    with pytest.raises(UserError, match="palettes of the masks differ"):
+        read(tmp_path / "d", "ground", "thing")
+
+
+def test_palettes_that_differ_between_splits_are_refused(tmp_path):
+    write_quantized(tmp_path / "d" / "train", [0] * 12)
+    write_quantized(tmp_path / "d" / "test", [1] * 12)
+    with pytest.raises(UserError, match="palettes of the masks differ"):
+        read(tmp_path / "d")
+
+
+def test_colors_or_numbers_with_palettes_of_any_order_are_read_as_told(tmp_path):
+    kinds = [0, 1] * 6
+    write_quantized(tmp_path / "d", kinds)
+    names, by_color = read(tmp_path / "d", "ground=#000000", "thing=#804000")
+    assert names == ("ground", "thing") and all(map(np.array_equal, by_color, sorted_masks()))
+    expected = [mask ^ kind for mask, kind in zip((m for _, m in SCENES), kinds, strict=True)]
+    order = sorted(range(COUNT), key=str)
+    assert all(map(np.array_equal, read(tmp_path / "d", "a=0", "b=1")[1], [expected[index] for index in order]))
+
+
+def test_one_palette_for_all_is_read_by_its_numbers(tmp_path):
+    write_quantized(tmp_path / "d", [0] * 12, ".bmp")
+    assert all(map(np.array_equal, read(tmp_path / "d")[1], sorted_masks()))
+
+
+@pytest.mark.parametrize(("ending", "quality"), [(".webp", 80), (".webp", 95), (".avif", 75), (".jp2", 75)])
+def test_formats_that_blur_numbers_are_refused(tmp_path, ending, quality):
+    write(tmp_path / "d", times(1), ending, quality=quality)
+    with pytest.raises(UserError, match="is a (WEBP|AVIF|JPEG2000), which changes numbers"):
+        read(tmp_path / "d")
+
+
+@pytest.mark.parametrize("ending", [".avif", ".jp2"])
+def test_blurred_numbers_that_are_named_count_for_the_nearest(tmp_path, ending):
+    write(tmp_path / "d", times(255), ending)
+    for found, mask in zip(read(tmp_path / "d", "a=0", "b=255")[1], sorted_masks(), strict=True):
+        assert (found == mask).mean() > 0.97
+
+
+def test_webp_without_loss_is_read(tmp_path):
+    write(tmp_path / "d", times(1), ".webp", lossless=True)
+    assert all(map(np.array_equal, read(tmp_path / "d")[1], sorted_masks()))
+
+
 def sorted_scenes():
     """In the order of the file names."""
     return [SCENES[index] for index in sorted(range(COUNT), key=str)]
+
+
+def sorted_masks():
+    return [mask for _, mask in sorted_scenes()]
 
 
 def test_255_is_unknown_unless_a_class_has_it(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -340,6 +341,24 @@ def test_windows_of_bad_rows_alone_fit_every_format(train, tmp_path, capsys, mon
     assert table == read_jsonl((tmp_path / "out.jsonl").read_text())
     assert [row["label"] is None for row in table] == [True, True, False, False, False, True, True]
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"), [(b"not an image", "corrupt image"), (None, "missing file"), (b"", "empty image file")]
+)
+def test_evaluation_names_the_row_of_a_bad_image_or_skips_it(images, tmp_path, capsys, content, fault):
+    model, rows = str(images("full")), ["image,label", "photos/red/3.png,red", "photos/blue/0.png,blue"]
+    if content is not None:
+        (images.photos.parent / "bad.png").write_bytes(content)
+    table = images.photos.parent / "bad.csv"
+    table.write_text("\n".join([*rows, "bad.png,red"]) + "\n")
+    try:
+        assert cli.main(["evaluate", model, str(table)]) == 2
+        assert re.search(rf"1 x {fault}: .*bad.png \(row_id 2\).*--on_bad_rows skip", capsys.readouterr().err)
+        assert cli.main(["evaluate", model, str(table), "--on_bad_rows", "skip"]) == 0
+        assert "bad.csv: 2 rows" in capsys.readouterr().out
+    finally:
+        (images.photos.parent / "bad.png").unlink(missing_ok=True)
 
 
 def test_images_that_cannot_be_read_are_named(images, tmp_path, capsys):
