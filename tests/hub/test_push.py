@@ -388,7 +388,11 @@ def test_a_pull_request_does_not_put_two_kinds_of_weights_side_by_side(logged_in
     push_run(copy_run("text-full"), Publication("org/x"))
     adapter, place = copy_run("text-peft"), ["--create_pr", "--repo_id"]
     record = RunRecord.read(adapter)
-    record.model |= {"name": "org/bert", "revision": "a" * 40}  # which no base beside it has to go with
+    record.model |= {
+        "name": "org/bert",
+        "revision": "a" * 40,
+        "weights": None,
+    }  # which no base beside it has to go with
     record.write(adapter)
     assert cli.main(["push", str(adapter), *place, "org/x"]) == 0
     proposed = files(logged_in, revision="refs/pr/1")
