@@ -162,7 +162,8 @@ def _read_rows(
     with contextlib.suppress(UserError):  # reading says what is wrong
         columns = tuple(task.choose_inputs(raw["train"].features, args))
     for split, names in absent.items():
-        if lost := [name for name in columns if name in names]:
+        needed = columns[:1] if task.modality == "language" else columns  # beside a prompt or chat all may be empty
+        if lost := [name for name in needed if name in names]:
             raise UserError(f"The {split} split has no column {lost[0]!r}, or nothing in it, and train has.")
     try:
         splits, labels = task.read(raw, args)

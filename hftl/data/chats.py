@@ -22,12 +22,16 @@ SPELLINGS = {
 }
 CALLS = ("function_call", "tool_call", "tool_calls")  # roles of a turn whose content is the call
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
-FLAGS = ("weight", "loss", "train", "training", "trainable")  # of a turn: whether it is learnt
+FLAGS = ("weight", "loss_weight", "loss", "train", "training", "trainable")  # of a turn: whether it is learnt
+REFUSAL = "refusal"
 REASONING = ("reasoning_content", "thinking", "reasoning")  # as templates call it
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 TEXT_PARTS = (None, "text", "input_text", "output_text")
-_CHAT_START = re.compile(r"""\s*[\[{].{0,300}?["'](?:role|from|messages|conversations?|chat)["']\s*:""", re.DOTALL)
-_OBJECT_START = re.compile(r"\s*\[?\s*\{")
+_CHAT_START = re.compile(
+    r"""\s*(?:array)?\(?\s*[\[{].{0,300}?["'](?:role|from|messages|conversations?|chat)["']\s*:""", re.DOTALL
+)
+_OBJECT_START = re.compile(r"\s*(?:array)?\(?\s*\[?\s*\{")
+_ARRAY = re.compile(r"\s*array\((.*?)(?:,\s*dtype=\w+)?\)\s*", re.DOTALL)  # as numpy writes one
 
 
 def is_empty(value: Any) -> bool:
@@ -37,6 +41,8 @@ def is_empty(value: Any) -> bool:
 
 def parse_text(text: str) -> Any:
     """What a text means that was written as JSON or by Python; None where it is neither."""
+    if match := _ARRAY.fullmatch(text):
+        text = match[1]
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)
@@ -53,7 +59,7 @@ def looks_like_chat(cell: Any) -> bool:
     if isinstance(parsed, dict):
         return any(isinstance(parsed.get(name), list) for name in CHAT_NAMES)
     # What cannot be parsed begins as a chat, and may well be one that was cut or written by another program.
-    return parsed is None or (isinstance(parsed, list) and all(_is_message(part) for part in parsed))
+    return parsed is None or (isinstance(parsed, (list, tuple)) and all(_is_message(part) for part in parsed))
 
 
 def _is_message(part: Any) -> bool:
@@ -115,6 +121,8 @@ def read_message(message: Any) -> dict[str, Any]:
         content, fields["tool_calls"] = "", content
     is_learnt = _read_flags(fields)
     _read_calls(fields)
+    if not content and isinstance(fields.get(REFUSAL), str):  # what OpenAI's models say instead of an answer
+        content = fields.pop(REFUSAL)
     extra = json.dumps(fields, ensure_ascii=False) if fields else None
     return {"role": role, "content": content, "extra": extra, "is_learnt": is_learnt}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import datasets
 
+from hftl.data.encoding import open_text, read_lines
 from hftl.errors import UserError
 
 ENDINGS = (".conll", ".conllu", ".iob", ".bio", ".txt")
@@ -32,11 +33,13 @@ class Layout:
         width: number of columns.
         is_tabbed: whether tabs separate them, so that a line without a tab is no word.
         tags: of the words that do not start with #.
+        word: place of the column with the word: the second where the first counts the words of each sentence.
     """
 
     width: int
     is_tabbed: bool
     tags: frozenset[str]
+    word: int = 0
 
     def is_comment(self, line: str, path: Path, number: int) -> bool:
         """Whether a line that starts with # is no word.
@@ -57,7 +60,7 @@ class Layout:
 
 def is_conll(path: Path) -> bool:
     """Whether a .txt is CoNLL: empty lines between sentences, and the same two or more columns in most others."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with open_text(path, errors="replace") as file:
         begin = list(itertools.islice(file, LOOKED_AT))
     lines = [line for line in begin if line.strip()]
     widths = Counter(len(_split(line)) for line in lines)
@@ -75,8 +78,13 @@ def read_conll(path: Path, *, needs_tags: bool = True) -> datasets.Dataset:
     Raises:
         UserError: it is not UTF-8, holds no sentence, or a line has another number of columns than the first.
     """
-    lines = _read_lines(path)
+    lines = list(read_lines(path))
     layout = _find_layout(lines)
+    if layout.width > UNIVERSAL_COLUMNS and lines[0].startswith("#begin document"):
+        raise UserError(
+            f"{path} has the columns of CoNLL-2011 and 2012 (OntoNotes), where brackets say what an entity is; write "
+            "one word a line with its tag, e.g. `Paris B-LOC`."
+        )
     rows: dict[str, list[list[str]]] = {"tokens": [], "tags": []}
     words, tags = [], []
     for number, line in enumerate([*lines, ""], 1):
@@ -99,19 +107,11 @@ def read_conll(path: Path, *, needs_tags: bool = True) -> datasets.Dataset:
             if not columns[0].isdigit():  # a contraction, or an empty node: its parts have lines of their own
                 continue
             columns = [columns[1], columns[3]]
-        words.append(columns[0])
+        words.append(columns[layout.word])
         tags.append(columns[-1])
     if not rows["tokens"]:
         raise UserError(f"{path} holds no sentence; expected one word a line with its tag, e.g. `Paris B-LOC`.")
     return datasets.Dataset.from_dict(rows if layout.width > 1 else {"tokens": rows["tokens"]})
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # not `splitlines`, which ends a line at U+2028 and \x85 as well
-            return [line.rstrip("\n") for line in file]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error}); convert it, e.g. `iconv -f latin1 -t utf-8`.") from error
 
 
 def _find_layout(lines: Sequence[str]) -> Layout:
@@ -122,7 +122,22 @@ def _find_layout(lines: Sequence[str]) -> Layout:
         return Layout(0, False, frozenset())
     if not plain:
         plain = [Counter(words).most_common(1)[0][0]]
-    return Layout(len(_split(plain[0])), "\t" in plain[0], frozenset(_split(line)[-1] for line in plain))
+    width, is_tabbed = len(_split(plain[0])), "\t" in plain[0]
+    return Layout(width, is_tabbed, frozenset(_split(line)[-1] for line in plain), int(_are_counted(lines, width)))
+
+
+def _are_counted(lines: Sequence[str], width: int) -> bool:
+    """Whether the first of three or more columns holds 1, 2, 3, ... or 0, 1, 2, ... in every sentence."""
+    sentences = []
+    for is_filled, group in itertools.groupby(lines, key=lambda line: bool(line.strip())):
+        firsts = [_split(line)[0] for line in group if is_filled and not line.startswith(("#", DOCUMENT_START))]
+        sentences += [firsts] if firsts else []
+    is_told = 3 <= width != UNIVERSAL_COLUMNS and max(map(len, sentences), default=0) > 1
+    return is_told and all(map(_is_count, sentences))
+
+
+def _is_count(firsts: list[str]) -> bool:
+    return any(firsts == [str(number) for number in range(start, start + len(firsts))] for start in (0, 1))
 
 
 def _split(line: str) -> list[str]:

@@ -74,7 +74,7 @@ def find_layout(path: Path) -> Layout:
 def read_records(path: Path, layout: Layout) -> Iterator[list[str | None]]:
     """The rows of a file; what is empty is None."""
     for fields, _, _ in itertools.islice(_parse(path, layout), 1, None):
-        yield [field or None for field in fields]
+        yield [field or None for field in fields] + [None] * (len(layout.names) - len(fields))
 
 
 def _find_layout(path: Path) -> Layout:
@@ -135,6 +135,18 @@ def _without_quoted(line: str) -> str:
 
 
 def _parse(path: Path, layout: Layout) -> Iterator[Record]:
+    """The records of a file but for those at its end that hold separators alone, as Excel leaves them."""
+    empty: list[Record] = []
+    for fields, lines, number in _parse_all(path, layout):
+        if len(fields) > 1 and not any(fields) and '"' not in lines[0]:
+            empty.append((fields, list(lines), number))
+            continue
+        yield from empty
+        empty.clear()
+        yield fields, lines, number
+
+
+def _parse_all(path: Path, layout: Layout) -> Iterator[Record]:
     """The records of a file, the header first; blank lines are none. Its lines are good until the next is asked for.
 
     Raises:
@@ -188,19 +200,25 @@ def _check(path: Path, layout: Layout) -> Layout:
     records = _parse(path, layout)
     fields, _, _ = next(records)
     layout = replace(layout, names=name_columns(fields))
-    width, spans, num_rows = len(fields), [], 0
+    width, spans, short, num_rows = len(fields), [], [], 0
     for fields, lines, number in records:
         num_rows += 1
-        if len(fields) != width:
-            raise _Unfit(_describe_length(path, layout.separator, width, (number, len(fields))))
+        if len(fields) > width:
+            raise _Unfit(_describe_length(path, layout.separator, width, number, fields))
+        if len(fields) < width:
+            short.append((number, fields))
         if layout.is_quoted and f'{layout.separator} "' in lines[0] and _has_blank_before_quote(fields):
             raise _Unfit(f"in line {number} blanks stand in front of a quotation mark; remove them")
         if layout.is_quoted and layout.separator != "\t" and _has_bare_escape(fields, lines[0], layout.separator):
             raise _refuse_escapes(f"in line {number - len(lines) + 1}")
         if len(lines) > 1 and all(line.count(layout.separator) == width - 1 for line in lines):
             spans.append((number - len(lines) + 1, fields, list(lines)))
+    evidence = _read_evidence(path, layout) if spans or short else None
+    for number, fields in short:
+        if not evidence.has_row(fields):
+            raise _Unfit(_describe_length(path, layout.separator, width, number, fields))
     if spans:
-        _check_spans(spans, _read_evidence(path, layout), layout.separator)
+        _check_spans(spans, evidence, layout.separator)
     return replace(layout, num_rows=num_rows)
 
 
@@ -214,12 +232,18 @@ def name_columns(header: Fields) -> list[str]:
     return numbered if len(set(numbered)) == len(names) else [f"{name} ({i})" for i, name in enumerate(names)]
 
 
-def _describe_length(path: Path, separator: str, width: int, found: tuple[int, int]) -> str:
-    more = f"more fields than its header; put texts that hold {NAMES.get(separator, separator)}"
-    fewer = "fewer fields than its header; write empty fields too, and put texts of several lines"
+def _describe_length(path: Path, separator: str, width: int, number: int, fields: Fields) -> str:
+    name = NAMES.get(separator, repr(separator))
+    advice = f"put texts that hold {name} between quotation marks"
+    if len(fields) < width:
+        advice = "write empty fields too, and put texts of several lines between quotation marks"
+    elif len(fields) == width + 1 and not fields[-1]:
+        advice = "end the header as the rows end, or " + advice
+    elif len(fields) == width + 1:
+        advice += "; if the rows have names, as R writes them, name their column as well"
     return (
-        f"Expected {width} fields in line {found[0]}, saw {found[1]}. Rows of {path} have "
-        f"{more if found[1] > width else fewer} between quotation marks"
+        f"Expected {width} fields in line {number}, saw {len(fields)}. Rows of {path} have "
+        f"{'more' if len(fields) > width else 'fewer'} fields than its header; {advice}"
     )
 
 
@@ -251,13 +275,25 @@ class _Evidence:
     has_quoted: bool
     has_bare: bool
 
+    def looks_right(self, index: int, value: str) -> bool | None:
+        """Whether a value is like those of a column; None: nothing tells."""
+        if self.are_numbers[index]:
+            return bool(_NUMBER.fullmatch(value))
+        known = self.values[index]
+        return None if known is None else value in known
+
+    def has_row(self, fields: Fields) -> bool:
+        """Whether fields without the last ones are a row whose last cells are empty, and not a part of a text."""
+        found = {self.looks_right(index, value) for index, value in enumerate(fields) if value}
+        return True in found and False not in found
+
 
 def _read_evidence(path: Path, layout: Layout) -> _Evidence:
     width = len(layout.names)
     values: list[set[str] | None] = [set() for _ in layout.names]
     are_numbers, has_quoted, has_bare, num_rows = [True] * width, False, False, 0
     for fields, lines, _ in itertools.islice(_parse(path, layout), 1, None):
-        if len(lines) > 1:
+        if len(lines) > 1 or len(fields) < width:
             continue
         num_rows += 1
         line = lines[0]
@@ -300,9 +336,5 @@ def _list_votes(fields: Fields, lines: list[str], evidence: _Evidence, separator
     for place, line in enumerate(lines):
         for index, value in enumerate(line.rstrip("\r\n").split(separator)):
             is_outside = (place == 0 and index <= quoted) or (place == len(lines) - 1 and index >= quoted)
-            if is_outside or not value:
-                continue
-            if evidence.are_numbers[index]:
-                yield bool(_NUMBER.fullmatch(value))
-            elif (known := evidence.values[index]) is not None:
-                yield value in known
+            if not is_outside and value and (vote := evidence.looks_right(index, value)) is not None:
+                yield vote

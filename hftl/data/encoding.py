@@ -23,6 +23,18 @@ MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+SHEET = "save the sheet as CSV UTF-8"
+NO_TEXTS = {
+    b"PK\x03\x04": ("a ZIP archive, as those of .xlsx and .ods are", f"{SHEET}, or unpack it"),
+    b"\xd0\xcf\x11\xe0": ("an Excel file", SHEET),
+    b"\x1f\x8b": ("packed by gzip", "let its name end in .gz"),
+    b"PAR1": ("a Parquet file", "let its name end in .parquet"),
+    b"BZh": ("packed by bzip2", "unpack it"),
+    b"\xfd7zXZ": ("packed by xz", "unpack it"),
+    b"(\xb5/\xfd": ("packed by Zstandard", "unpack it"),
+    b"SQLite format 3": ("a database of SQLite", "export its table as CSV"),
+    b"%PDF": ("a PDF file", "write its texts into a table"),
+}
 _WESTERN = "éèàüäöáíóñçêßôîâúãåøæ’“”–—…«»°€£¿¡"
 _RUSSIAN = "оеаинтсрвлкмдпу", "йцгшщзхъфыжэячьбюёіїєґ" + "".join(map(chr, range(0x410, 0x430))) + "«»–—№“”"
 _JAPANESE = "".join(map(chr, range(0x3041, 0x30FF))) + "、。", "「」"
@@ -60,10 +72,10 @@ def ending(path: str | Path) -> str:
     return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
-def open_text(path: Path, newline: str | None = None) -> TextIO:
-    """A text file, also one that ends in .gz; `newline` as `open` takes it."""
+def open_text(path: Path, newline: str | None = None, errors: str | None = None) -> TextIO:
+    """A text file, also one that ends in .gz; `newline` and `errors` as `open` takes them."""
     opened = gzip.open if path.suffix.lower() == ".gz" else open
-    return opened(path, "rt", encoding="utf-8-sig", newline=newline)
+    return opened(path, "rt", encoding="utf-8-sig", newline=newline, errors=errors)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -96,6 +108,9 @@ def not_utf8(path: Path) -> UserError:
         data = read_bytes(path)
     except UNPACKED as error:
         return UserError(f"Cannot read {path}: {error}. Check the file.")
+    for mark, (kind, advice) in NO_TEXTS.items():
+        if data.startswith(mark):
+            return UserError(f"{path} is no text but {kind}; {advice}.")
     found = detect_encoding(data)
     if found is None:
         place, count = _find_broken(data)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hftl.data import coco, conll, delimited, json_rows, spans
-from hftl.data.encoding import ending, not_utf8, read_lines
+from hftl.data.encoding import SHEET, ending, not_utf8, read_lines
 from hftl.data.paths import check_regular, resolve_images
 from hftl.errors import UserError
 
@@ -57,14 +57,14 @@ def is_table(path: str | Path) -> bool:
 
 
 def read_tables(
-    files: dict[str, str], *, text_columns: Iterable[str] = (), image_column: str | None = None
+    files: dict[str, str], *, text_columns: Iterable[str] | None = (), image_column: str | None = None
 ) -> dict[str, datasets.Dataset]:
     """Reads one table a split.
 
     Args:
         files: split name -> path.
         text_columns: columns of a CSV that stay strings even if every value looks like a number; so do those that hold
-            words in another split.
+            words in another split. None: all do.
         image_column: column with image paths; well-known names are found without it.
 
     Raises:
@@ -73,8 +73,9 @@ def read_tables(
     paths = {split: Path(path).expanduser() for split, path in files.items()}
     tables = {split: _read_table(path) for split, path in paths.items()}
     texts = {split: table for split, table in tables.items() if TABLE_FORMATS.get(ending(paths[split])) == "csv"}
-    types = _find_numbers(texts, set(text_columns))
-    tables |= {split: _cast_numbers(table, types[split]) for split, table in texts.items()}
+    if text_columns is not None:
+        types = _find_numbers(texts, set(text_columns))
+        tables |= {split: _cast_numbers(table, types[split]) for split, table in texts.items()}
     return {
         split: resolve_images(table, paths[split].absolute().parent, image_column) for split, table in tables.items()
     }
@@ -89,7 +90,10 @@ def _read_table(path: Path) -> datasets.Dataset:
     if ending(path) in conll.ENDINGS:
         return conll.read_conll(path)
     if not is_table(path):
-        raise UserError(f"{path} has an unknown ending; expected one of {', '.join(TABLE_FORMATS)}, also with .gz.")
+        raise UserError(
+            f"{path} has an unknown ending; expected one of {', '.join(TABLE_FORMATS)}, also with .gz"
+            f"{advise_ending(path)}."
+        )
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); give a table with rows.")
     if TABLE_FORMATS[ending(path)] == "csv":
@@ -101,6 +105,11 @@ def _read_table(path: Path) -> datasets.Dataset:
     if ending(path) == ".json" and (content := coco.parse_coco(path)) is not None:
         return coco.read_coco(path, content)
     return _parse(path)
+
+
+def advise_ending(path: Path) -> str:
+    """What to do with a file of another program."""
+    return f"; {SHEET}" if ending(path) in (".xlsx", ".xls", ".xlsm", ".ods") else ""
 
 
 def _read_lines(path: Path) -> datasets.Dataset:
@@ -131,10 +140,32 @@ def _parse(path: Path) -> datasets.Dataset:
         with _quiet():
             table = datasets.load_dataset(kind, data_files=files, split="train")
         table.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8
-        return table
+        return _restore_times(path, table) if kind == "json" else table
     except UNREADABLE as error:
         fault = json_rows.find_fault(path) if kind == "json" else None
         raise read_error(path, fault or error.__cause__ or error) from error
+
+
+def _restore_times(path: Path, table: datasets.Dataset) -> datasets.Dataset:
+    """The texts of a JSON file as they stand there: its reader makes times of 2020-01-31 and what looks like it."""
+    names = [field.name for field in table.features.arrow_schema if _has_times(field.type)]
+    if not names:
+        return table
+    values: dict[str, list] = {name: [] for name in names}
+    for window in json_rows.read_windows(path, CHUNK):
+        absent = [None] * len(next(iter(window.values())))
+        for name in names:
+            values[name] += window.get(name, absent)
+    restored = datasets.Dataset(pa.table(values))
+    others = table.remove_columns(names)
+    joined = datasets.concatenate_datasets([others, restored], axis=1) if others.column_names else restored
+    return joined.select_columns(table.column_names)
+
+
+def _has_times(dtype: pa.DataType) -> bool:
+    """Whether a type is that of a time, or holds one."""
+    inner = [dtype.field(index).type for index in range(dtype.num_fields)]
+    return pa.types.is_temporal(dtype) or any(map(_has_times, inner))
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ EXPECTED = (
 
 
 def read_folder(
-    folder: Path, *, text_columns: Iterable[str] = (), image_column: str | None = None
+    folder: Path, *, text_columns: Iterable[str] | None = (), image_column: str | None = None
 ) -> dict[str, datasets.Dataset]:
     """Reads a `save_to_disk` folder, a folder of tables named by split (train.csv, ...), or a folder of images.
 
@@ -153,7 +153,7 @@ def _metadata_file(folder: Path) -> Path | None:
     return next((folder / name for name in METADATA_NAMES if (folder / name).exists()), None)
 
 
-def _read_metadata(path: Path, text_columns: Iterable[str], image_column: str | None) -> datasets.Dataset:
+def _read_metadata(path: Path, text_columns: Iterable[str] | None, image_column: str | None) -> datasets.Dataset:
     rows = read_tables({"train": str(path)}, text_columns=text_columns, image_column=image_column)["train"]
     return resolve_images(rows, path.absolute().parent, image_column or _choose_image(rows, None))
 

@@ -21,6 +21,9 @@ _SCALAR = re.compile(r"(?:np|numpy)\.\w+\(((?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _PART = re.compile(rf"(?:\s*(?P<quoted>{_QUOTED})\s*|(?P<bare>[^,'\"\[\](){{}}]+))(?P<comma>,|$)", re.DOTALL)
 _SPACED = re.compile(rf"\s*(?:(?P<quoted>{_QUOTED})|(?P<bare>[^\s,'\"\[\](){{}}]+))(?P<comma>\s+|$)", re.DOTALL)
+_NESTED = re.compile(
+    r"[\[{(][\[{(\s]*['\"]|\[\s*\[[-+.\d\s]+[],]"
+)  # a quoted word or lists of numbers, in any brackets
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _BITS = re.compile(r"[01](?:\.0*)?(?:(?P<mark>\s+|\s*[,;|]\s*)[01](?:\.0*)?)+")
 _CONSTANTS = {"true": True, "false": False, "none": None, "null": None, "nan": None}
@@ -80,7 +83,7 @@ def _parse_items(inner: str) -> list[Item] | None:
     inner = inner.strip().removesuffix(",")
     while place < len(inner):
         match = pattern.match(inner, place)
-        if match is None or match["bare"] in ("...", "…"):  # what is left out cannot be read
+        if match is None or (match["bare"] or "").strip() in ("...", "…"):  # what is left out cannot be read
             return None
         if match["bare"] is None or match["bare"].strip():
             item = _read_item(match["quoted"], match["bare"])
@@ -109,7 +112,7 @@ def _read_item(quoted: str | None, bare: str | None) -> Item | None:
 def _is_list(text: str, items: list[Item] | None, is_asked: bool) -> bool:
     """Whether a text is a list beyond doubt: one bare word in brackets may be a name, such as [INST] or (a)."""
     if items is None:
-        return bool(re.match(r"[\[{(]\s*['\"]", text))
+        return bool(_NESTED.match(text))
     is_square = text[0] == "[" or _WRAPPED.fullmatch(text) is not None
     if len(items) != 1 and (is_square or items) or is_asked and is_square:
         return True

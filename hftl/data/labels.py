@@ -5,6 +5,8 @@ model or the loss.
 """
 
 import math
+import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from hftl.data.label_spelling import clean_label, find_joined, make_key
 from hftl.errors import UserError, unknown_name
 
 IGNORED = -100  # a label that counts nowhere, as in torch.nn.functional.cross_entropy
+_WITH_COMMAS = re.compile(r"\s*[-+]?\d+(?:\.\d{3})*(?:,\d+)+(?:\.\d+)?\s*")  # 1,5 and 1,500 and 1.500,25
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
@@ -108,7 +111,7 @@ def build_labels(splits: datasets.DatasetDict, problem_type: str | None = None, 
             label that train never has. Up to five row ids are named.
     """
     _check_labelled(splits)
-    feature = splits["train"].features["label"]
+    feature, is_asked = splits["train"].features["label"], problem_type is not None
     problem_type = _decide_type(feature, problem_type)
     if problem_type == REGRESSION:
         for split, rows in splits.items():
@@ -123,6 +126,9 @@ def build_labels(splits: datasets.DatasetDict, problem_type: str | None = None, 
         _check_known(rows, splits[split], f"in {split} but never in train", seen)
     if problem_type == MULTI and _kind(feature) == "string":
         _check_delimiter(seen, delimiter)
+    if not is_asked and _kind(feature) == "string":
+        _check_joined(seen)
+        _check_commas(seen)
     spellings = find_joined(name for rows in splits.values() for name in _written_names(rows, problem_type, delimiter))
     return LabelInfo(problem_type, tuple(_order_names(feature, seen, width)), spellings)
 
@@ -148,14 +154,49 @@ def _check_delimiter(names: set[str], delimiter: str) -> None:
     Raises:
         UserError: there are such labels.
     """
-    for mark in (mark for mark in (";", "|", "\t", "/", "+", "&", " ") if mark != delimiter):
-        joined = [name for name in names if mark in name]
-        plain = {clean_label(name) for name in names} - {clean_label(name) for name in joined}
-        if joined and all(clean_label(part) in plain for name in joined for part in name.split(mark)):
+    for mark in (mark for mark in (",", ";", "|", "\t", "#", "/", "+", "&", " ") if mark != delimiter):
+        if joined := _find_joined(names, mark):
             raise UserError(
                 f"{len(joined)} labels are others of them with {mark!r} between, such as {min(joined)!r}: give "
                 f"`--label_delimiter {mark!r}`. What separates labels is {delimiter!r} now."
             )
+
+
+def _find_joined(names: set[str], mark: str) -> list[str]:
+    """The names with a mark in them, if the parts of each are names without one."""
+    joined = [name for name in names if mark in name]
+    plain = {clean_label(name) for name in names} - {clean_label(name) for name in joined}
+    parts = {name: [clean_label(part) for part in name.split(mark) if clean_label(part)] for name in joined}
+    return joined if all(found and plain.issuperset(found) for found in parts.values()) else []
+
+
+def _check_joined(names: set[str]) -> None:
+    """Classes that are others of them joined, where a row could have several.
+
+    Raises:
+        UserError: there are such classes.
+    """
+    for mark in (",", ";", "|"):
+        if joined := _find_joined(names, mark):
+            raise UserError(
+                f"{len(joined)} labels are others of them with {mark!r} between, such as {min(joined)!r}. If a row "
+                f"can have several labels, give `--problem_type {MULTI} --label_delimiter {shlex.quote(mark)}`; if "
+                f"each text is one class, give `--problem_type {SINGLE}`."
+            )
+
+
+def _check_commas(names: set[str]) -> None:
+    """Numbers with a comma before the decimals, which would be a class each.
+
+    Raises:
+        UserError: all labels are such numbers.
+    """
+    if all(map(_WITH_COMMAS.fullmatch, names)):
+        raise UserError(
+            f"The labels look like numbers with commas, such as {min(names)!r}. To learn values, write them with a "
+            f"point before the decimals and give `--problem_type {REGRESSION}`; if each text is one class, give "
+            f"`--problem_type {SINGLE}`."
+        )
 
 
 def encode_labels(splits: datasets.DatasetDict, info: LabelInfo, delimiter: str = ",") -> datasets.DatasetDict:
@@ -210,9 +251,12 @@ def _decide_type(feature: object, given: str | None) -> str:
     if kind in fitting[problem_type]:
         return problem_type
     hint = {
-        "decimal": f"type `--problem_type {REGRESSION}`, or turn them into strings or integers",
+        "decimal": f"type `--problem_type {REGRESSION}`, or turn them into strings or integers, as `--problem_type "
+        f"{SINGLE}` does if all of them are whole",
         "list": f"type `--problem_type {MULTI}`",
     }.get(kind, f"expected {', '.join(fitting[problem_type])}; choose another column with --label_column")
+    if isinstance(feature, datasets.Json):
+        kind, hint = "one kind in some rows and another in others", "write all of them as texts, or all as lists"
     raise UserError(f"The labels are of type {kind}, which does not fit {problem_type}: {hint}.")
 
 
@@ -275,7 +319,11 @@ def _is_missing(value: object) -> bool:
 def _read_values(rows: datasets.Dataset, split: str) -> list[float]:
     values = [_parse_value(value) for value in rows["label"][:]]
     is_bad = [not math.isfinite(value) for value in values]
-    _check_rows(rows, is_bad, f"{split} has labels that are not finite numbers", "Fix or remove these rows")
+    written = [value for value, bad in zip(rows["label"][:], is_bad, strict=True) if bad and isinstance(value, str)]
+    advice = "Fix or remove these rows"
+    if written and all(map(_WITH_COMMAS.fullmatch, written)):
+        advice = f"Write numbers such as {written[0]!r} with a point before the decimals and no mark between thousands"
+    _check_rows(rows, is_bad, f"{split} has labels that are not finite numbers", advice)
     return values
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from hftl.data.chats import is_empty, looks_like_chat, read_chat, read_tools
 from hftl.data.columns import TEXT_NAMES
-from hftl.data.roles import SIDES, choose_layout, is_text
+from hftl.data.roles import SIDES, choose_layout, is_id, is_text, is_whole
 from hftl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def _find_kind(rows: datasets.Dataset, layout: Mapping[str, str]) -> str:
     if "messages" in layout:
         return "chat"
     first = layout.get("text", layout.get("prompt"))
-    if not all(is_text(rows.features[name]) for name in (first, layout.get("completion", first))):
+    answer = rows.features[layout.get("completion", first)]
+    if not is_text(rows.features[first]) or not (is_text(answer) or is_whole(answer)):
         return "chat"
     if sum(map(looks_like_chat, rows.with_format(None)[first])) > len(rows) / 2:
         return "chat"
@@ -135,7 +136,7 @@ def read_example(parts: Mapping[str, Any]) -> dict[str, Any]:
     prompts = [parts[part] for part in parts if part.startswith("prompt")]
     whole = parts.get("messages", parts.get("text"))
     first = whole if not prompts else prompts[0]
-    is_chat = [value is not None and not isinstance(value, str) for value in (first, parts.get("completion"))]
+    is_chat = [value is not None and not isinstance(value, (str, int)) for value in (first, parts.get("completion"))]
     if any(is_chat) or looks_like_chat(first) or "messages" in parts:
         return _read_whole_chat(parts, first, prompts[1:])
     lost = ("tools", "history", "system") if "text" in parts else ("tools", "history")
@@ -147,7 +148,10 @@ def read_example(parts: Mapping[str, Any]) -> dict[str, Any]:
         return {"text": whole}
     read = [value for part, value in parts.items() if part.startswith("system")] + prompts
     example = {"prompt": BETWEEN.join(str(text) for text in read if not is_empty(text))}
-    return example | {"completion": parts["completion"]} if "completion" in parts else example
+    if "completion" in parts:
+        answer = parts["completion"]
+        example["completion"] = None if answer is None else str(answer)
+    return example
 
 
 def _read_whole_chat(parts: Mapping[str, Any], chat: Any, about: list[Any]) -> dict[str, Any]:
@@ -207,7 +211,7 @@ def choose_text(features: datasets.Features, given: list[str] | None) -> str:
     for name in given or ():
         if name not in features:
             raise unknown_name("column", name, features, "Correct --text_columns.")
-    texts = [name for name, feature in features.items() if is_text(feature)]
+    texts = [name for name, feature in features.items() if is_text(feature) and not is_id(name)]
     found = given or [name for name in texts if name.lower() in TEXT_NAMES] or texts
     if len(found) != 1:
         reason = "are several texts" if found else "is no text"
@@ -220,7 +224,7 @@ def choose_text(features: datasets.Features, given: list[str] | None) -> str:
 def _rename(rows: datasets.Dataset, layout: Mapping[str, str]) -> datasets.Dataset:
     """The columns of texts under their canonical names, as they lie on disk."""
     for name in layout.values():
-        if not is_text(feature := rows.features[name]):
+        if not is_text(feature := rows.features[name]) and not is_whole(feature):
             raise UserError(f"The column {name!r} holds {feature}, not text; choose another with --text_columns.")
     names = {name: part for part, name in layout.items()}
     rows = rows.with_format(None).select_columns(list(names)).rename_columns(names)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What is learnt of texts alone: "1.50" is an answer there, and not the number 1.5.
+TEXTS_ALONE = ("-lm", "seq2seq", "question-answering", "token-classification")
 CANONICAL = ("text", "text_pair", "prompt", "completion", "messages", "image", "label")
 _HELP = {
     "not found": "Check the spelling; a private data set also needs `hf auth login`; a local path must exist.",
@@ -50,7 +52,8 @@ def load_splits(args: "DataArguments") -> datasets.DatasetDict:
         found = "neither" if args.dataset is None else "both"
         raise UserError(f"Give exactly one of --dataset and --train_file; found {found}.")
     own = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    options = {"text_columns": args.text_columns or (), "image_column": args.image_column}
+    are_texts = getattr(args, "task", "").endswith(TEXTS_ALONE)
+    options = {"text_columns": None if are_texts else args.text_columns or (), "image_column": args.image_column}
     splits = _rename_splits(_read_dataset(args, options)) if args.dataset else {}
     splits.update(files.read_tables({split: path for split, path in own.items() if path}, **options))
     for split, rows in splits.items():

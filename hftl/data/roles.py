@@ -11,18 +11,19 @@ import datasets
 
 from hftl.data.chats import CHAT_NAMES, CONTENT_KEYS, MEDIA, ROLE_KEYS
 from hftl.data.columns import TEXT_NAMES
-from hftl.errors import UserError, unknown_name
+from hftl.errors import UserError, quote_names, unknown_name
 
 # As the instruction data sets of the Hub call them.
 PROMPT_NAMES = ("prompt", "instruction", "question", "query")
 COMPLETION_NAMES = ("completion", "response", "output", "answer")
 INPUT_NAMES = ("input", "context")  # what an instruction is about
 SIDES = {
-    "system": ("system", "system_prompt", "system_message"),
-    "tools": ("tools", "functions"),
+    "system": ("system", "systemprompt", "systemmessage", "systeminstruction"),
+    "tools": ("tools", "functions", "availabletools", "toolschemas", "tooldefinitions"),
     "media": MEDIA,
     "history": ("history",),
 }
+ID_NAMES = ("id", "_id", "idx", "index", "uid", "uuid", "guid")
 ADVICE = (
     "say which with `--text_columns TEXT`, `--text_columns PROMPT COMPLETION` (of several the last is the completion) "
     "or `--text_columns MESSAGES`."
@@ -40,11 +41,12 @@ def choose_layout(features: datasets.Features, given: list[str] | None) -> dict[
     _refuse_preferences(features)
     chats = _find_chats(features)
     pairs = _find_pairs(features)
-    texts = [name for name, feature in features.items() if is_text(feature)]
+    texts = [name for name, feature in features.items() if is_text(feature) and not is_id(name)]
     found = [{"messages": name} for name in chats] or pairs or [{"text": name} for name in _prefer(texts)]
     if len(found) != 1:
         reason = "several columns could be learnt" if found else "no column looks like a text or a chat"
         raise UserError(f"Among the columns {', '.join(features)} {reason}; {ADVICE}")
+    _refuse_lone_prompt(found[0].get("text"), features)
     return _add_sides(found[0], features)
 
 
@@ -58,7 +60,7 @@ def choose_prompts(features: datasets.Features, given: list[str] | None) -> dict
         read = given[:-1] or given  # of several the last is the completion
         return _read_given(features, read, needs_completion=False)
     chats = _find_chats(features)
-    texts = [name for name in features if is_text(features[name])]
+    texts = [name for name in features if is_text(features[name]) and not is_id(name)]
     prompts = _find_prompts(features)
     named = prompts or _prefer(texts)
     found = [{"messages": name} for name in chats] or [_as_prompts(features, name) for name in named]
@@ -80,6 +82,16 @@ def is_text(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
+def is_whole(feature: object) -> bool:
+    """Whether values are integers, which are written as they are; decimals would lose zeros."""
+    return isinstance(feature, datasets.Value) and "int" in feature.dtype
+
+
+def is_id(name: str) -> bool:
+    """Whether a column by its name only says which row it is."""
+    return name.lower() in ID_NAMES or name.lower().endswith("_id")
+
+
 def is_chat(feature: object) -> bool:
     """Whether the type is that of a list of messages."""
     inner = feature.feature if isinstance(feature, datasets.List) else None
@@ -94,7 +106,7 @@ def _read_given(features: datasets.Features, given: list[str], *, needs_completi
             raise unknown_name("column", name, features, "Correct --text_columns.")
     if len(set(given)) < len(given):
         raise UserError(f"--text_columns takes a text or a chat, or prompt and completion; found {given}.")
-    lists = [name for name in given if not is_text(features[name])]
+    lists = [name for name in given if not is_text(features[name]) and not is_whole(features[name])]
     if wrong := [name for name in lists if not _may_be_chat(features[name])]:
         raise UserError(
             f"The column {wrong[0]!r} holds {features[wrong[0]]}, not text; choose another with --text_columns."
@@ -137,7 +149,7 @@ def _find_pairs(features: datasets.Features) -> list[dict[str, str]]:
         _as_prompts(features, prompt) | {"completion": name}
         for prompt in _find_prompts(features)
         for name in completions
-        if is_text(features[name]) or _may_be_chat(features[name])
+        if is_text(features[name]) or is_whole(features[name]) or _may_be_chat(features[name])
     ]
 
 
@@ -160,9 +172,19 @@ def _add_sides(layout: dict[str, str], features: datasets.Features, *, is_named:
         return layout
     taken = set(layout.values())
     for part, names in SIDES.items():
-        found = [name for name in features if name.lower() in names and name not in taken]
+        found = [name for name in features if name.lower().replace("_", "") in names and name not in taken]
         layout = layout | {f"{part}{number or ''}": name for number, name in enumerate(found)}
     return layout
+
+
+def _refuse_lone_prompt(text: str | None, features: datasets.Features) -> None:
+    """A question whose answer stands in a column of a name or type that nobody knows would be learnt without it."""
+    others = [name for name in features if name != text and not is_id(name)]
+    if text is not None and text.lower() in (*PROMPT_NAMES, "input") and others:
+        raise UserError(
+            f"The column {text!r} looks like a prompt, and among {quote_names(others)} none is known as what answers "
+            f"it; {ADVICE}"
+        )
 
 
 def _refuse_preferences(features: datasets.Features) -> None:

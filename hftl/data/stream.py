@@ -167,7 +167,8 @@ def _stream_file(path: Path, modality: str, *, reads_words: bool) -> Stream:
     if ending(path) == ".txt":
         return _stream_lines(lambda: read_lines(path), modality, path.parent)
     raise UserError(
-        f"{path} has an unknown ending; expected .txt with one row a line, or one of {', '.join(files.TABLE_FORMATS)}."
+        f"{path} has an unknown ending; expected .txt with one row a line, or one of {', '.join(files.TABLE_FORMATS)}"
+        f"{files.advise_ending(path)}."
     )
 
 

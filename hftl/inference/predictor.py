@@ -3,6 +3,7 @@
 Must not know files: rows come as columns and answers leave as columns.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -322,13 +323,24 @@ def recall_columns(source: ModelSource, features: datasets.Features) -> DataArgu
     """
     if not source.columns or any(isinstance(feature, datasets.Image) for feature in features.values()):
         return source.data  # images are found by their type
-    flag = _column_flag(source)
-    if missing := [name for name in source.columns if name not in features]:
+    flag, is_language = _column_flag(source), source.task.modality == "language"
+    needed = source.columns[:1] if is_language else source.columns  # beside a prompt or chat columns may be missing
+    if missing := [name for name in needed if name not in features]:
         raise UserError(
             f"{source.name} reads the column {missing[0]!r}, as in training; found {quote_names(features)}. Name "
             f"the column to read with `--{flag} X`."
         )
+    if is_language:
+        return _recall_prompt(source, features)
     return replace(source.data, **{flag: list(source.columns) if flag == "text_columns" else source.columns[0]})
+
+
+def _recall_prompt(source: ModelSource, features: datasets.Features) -> DataArguments:
+    """What is read with the prompt or chat is chosen as in training; of several that could be it, the run tells."""
+    with contextlib.suppress(UserError):
+        if next(iter(source.task.choose_inputs(features, source.data))) == source.columns[0]:
+            return source.data
+    return replace(source.data, text_columns=[source.columns[0]])
 
 
 def _column_flag(source: ModelSource) -> str:

@@ -44,6 +44,8 @@ class LabelledTask(Task):
 
     def read(self, raw: datasets.DatasetDict, args: Any) -> tuple[datasets.DatasetDict, LabelInfo]:
         splits = self._choose(raw, args, args.problem_type)
+        if args.problem_type == SINGLE:  # 1.0 is how a table with gaps writes class 1
+            splits = datasets.DatasetDict({split: read_whole_numbers(rows) for split, rows in splits.items()})
         if args.only_labels:
             splits = keep_labels(splits, args.only_labels)
         info = build_labels(splits, args.problem_type, args.label_delimiter)

@@ -1,5 +1,7 @@
 """Words that start with #, and comments, in CoNLL files of every layout."""
 
+import gzip
+
 import pytest
 
 from hftl.data.conll import read_conll
@@ -64,3 +66,40 @@ def test_comments_of_conll_u_stay_comments(tmp_path):
     (tmp_path / "a.conllu").write_text(f"# newdoc\n# text = #Rome\n{line}\n# x\n{line}")
     found = read_conll(tmp_path / "a.conllu")
     assert found["tokens"][:] == [["#Rome"], ["#Rome"]] and found["tags"][:] == [["PROPN"], ["PROPN"]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1\tAm\tADP\tO\n2\tRhein\tPROPN\tB-LOC\n\n1\tund\tCONJ\tO\n",
+        "# global.columns = ID FORM NER\n1\tAm\tO\n2\tRhein\tB-LOC\n\n1\tund\tO\n",
+        "0 Am O\n1 Rhein B-LOC\n\n0 und O\n",
+    ],
+)
+def test_a_column_that_counts_the_words_is_passed_over(tmp_path, text):
+    path = tmp_path / "a.conll"
+    path.write_text(text)
+    assert read_conll(path)["tokens"][:] == [["Am", "Rhein"], ["und"]]
+    path.write_text("1 CD O\n2 CD B-X\n\n3 CD O\n")
+    assert read_conll(path)["tokens"][:] == [["1", "2"], ["3"]]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Caf\xe9 O\n\n".encode("cp1252"), "CP1252"),
+        ("Paris B-LOC\n\n".encode("utf-16"), "UTF-16"),
+        (b"#begin document (a); part 000\n" + b"a 0 0 In IN * - - - S * -\n\n#end document\n", "OntoNotes"),
+    ],
+)
+def test_files_in_other_encodings_and_layouts_are_named(tmp_path, data, message):
+    path = tmp_path / "a.conll"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        read_conll(path)
+
+
+def test_packed_words_are_read(tmp_path):
+    path = tmp_path / "a.conll.gz"
+    path.write_bytes(gzip.compress(b"Paris B-LOC\nis O\n\n"))
+    assert read_conll(path)["tokens"][:] == [["Paris", "is"]]

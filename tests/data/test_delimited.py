@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hftl.data.delimited import find_layout, read_records
 from hftl.data.files import read_tables
 from hftl.data.stream import open_stream
 from hftl.errors import UserError
@@ -194,3 +195,41 @@ def test_a_tsv_has_as_many_rows_as_lines(tmp_path_factory, texts):
     except UserError:
         return
     assert len(found) == len(texts)
+
+
+MANY = [(f"text {index}", "ab"[index % 2]) for index in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "text,label,note\n" + "".join(f"{t},{v}{',x' * (i < 16)}\n" for i, (t, v) in enumerate(MANY))),
+        ("a.csv", "text;label;n;m\n" + "".join(f"{t};{v}{';;' * (i < 16)}\n" for i, (t, v) in enumerate(MANY))),
+        ("a.tsv", "text\tlabel\tn\n" + "".join(f"{t}\t{v}{chr(9) * (i % 3 == 0)}\n" for i, (t, v) in enumerate(MANY))),
+        ("a.csv", "text,label\n" + "".join(f"{t},{v}\n" for t, v in MANY) + ",\n,\n"),
+        ("a.csv", "text;label;n\r\n" + "".join(f"{t};{v};\r\n" for t, v in MANY) + ";;\r\n" * 3),
+    ],
+)
+def test_empty_cells_that_excel_leaves_out_or_adds_at_the_end_change_no_row(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    layout = find_layout(path)
+    assert layout.num_rows == len(MANY)
+    assert [(row[0], row[1]) for row in read_records(path, layout)] == MANY
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("text,label\n" + "".join(f"{t},{v}\n" for t, v in MANY) + "half\nother,a\n", "fewer fields"),
+        ("label,text\n" + "".join(f"{v},{t}\n" for t, v in MANY) + "a,half\nother\n", "fewer fields"),
+        ("id,text,n\n" + "".join(f"{i},{t},\n" for i, (t, _) in enumerate(MANY)) + "9,half\nmore, or\n", "fewer"),
+        ('"text","label"\n"1","x","a"\n', "if the rows have names, as R writes them"),
+        ("text,label\nx,a,\ny,b,\n", "end the header as the rows end"),
+    ],
+)
+def test_parts_of_texts_are_no_short_rows(tmp_path, text, message):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        find_layout(path)

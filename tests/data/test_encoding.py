@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hftl.data.encoding import detect_encoding
+from hftl.data.encoding import detect_encoding, not_utf8
 from hftl.data.files import read_tables
 from hftl.data.stream import open_stream
 from hftl.errors import UserError
@@ -75,3 +75,18 @@ def test_a_utf8_file_with_a_broken_byte_is_not_said_to_be_another_encoding(tmp_p
     (tmp_path / "a.csv").write_bytes(data.encode() + b"caf\xe9,y\n")
     with pytest.raises(UserError, match=r"but for 1 of its bytes, the first in line 22 \(0xe9\)"):
         read_tables({"train": str(tmp_path / "a.csv")})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"PK\x03\x04\x14\0" + b"\0\x01" * 300, "ZIP archive.*save the sheet as CSV UTF-8"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "an Excel file"),
+        (b"\x1f\x8b\x08\0", "packed by gzip; let its name end in .gz"),
+        (b"PAR1\x15\xff", "let its name end in .parquet"),
+    ],
+)
+def test_files_of_other_programs_are_named(tmp_path, data, message):
+    path = tmp_path / "a.csv"
+    path.write_bytes(data)
+    assert re.search(message, str(not_utf8(path)))

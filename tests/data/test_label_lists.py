@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
-from hftl.data.label_lists import parse_list
+from hftl.data.label_lists import parse_list, parse_lists
 from hftl.data.labels import build_labels, encode_labels, read_label_texts
 from hftl.errors import UserError
 
@@ -142,3 +142,19 @@ def test_long_texts_take_no_time(text):
     begun = time.perf_counter()
     assert parse_list(text + "]") is None
     assert time.perf_counter() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["['a', 'b', ...]", "['b']"],
+        ["['a' 'b' ... 'c']", "['b']"],
+        ["[['a'], ['b']]", "[['a']]"],
+        ['[{"name": "a"}]', '[{"name": "b"}]'],
+        ["[[0, 5], [2]]", "[[1]]"],
+    ],
+)
+def test_lists_that_are_cut_or_hold_lists_are_no_classes(texts):
+    with pytest.raises(UserError, match="is not one that can be read"):
+        parse_lists(texts, None, "label")
+    assert parse_lists(["[[A]]", "[[B]]", "[(c]"], None, "label") is None

@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Features, List, Value
 
+from hftl.config import DataArguments
 from hftl.data.labels import LabelInfo, build_labels, encode_labels, keep_labels
 from hftl.errors import UserError
+from hftl.training_data import load_rows
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -200,3 +202,34 @@ def test_a_class_to_keep_must_be_in_train_and_have_rows_elsewhere():
         keep_labels(make(train=["a", "b"], test=["b"]), ["a"])
     with pytest.raises(UserError, match="needs one class a row"):
         keep_labels(make(List(Value("string")), train=[["a"], ["b"]]), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a,b", "a", "b"], "--label_delimiter ,`; if each text is one class"),
+        (["a; b", "a", "b", "c"], "--label_delimiter ';'`"),
+        (["a|b", "b|a|", "a", "b"], r"--label_delimiter '\|'`"),
+        (["1,5", "2,25", "-3,0"], "look like numbers with commas, such as '-3,0'"),
+    ],
+)
+def test_labels_that_are_others_joined_or_numbers_with_commas_are_asked_about(labels, message):
+    splits = make(train=labels)
+    with pytest.raises(UserError, match=message):
+        build_labels(splits)
+    assert build_labels(splits, "single_label_classification").num_labels == len(labels)
+    assert build_labels(make(train=["a, x", "a", "b"])).names == ("a", "a, x", "b")
+
+
+@pytest.mark.parametrize("value", ["1,5", "1,500", "1.500,25"])
+def test_numbers_with_commas_are_told_how_to_be_written(value):
+    with pytest.raises(UserError, match=f"Write numbers such as '{value}' with a point"):
+        build_labels(make(train=[value, value]), "regression")
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.0, 1.0], [2.0, 5.0, 2.0], [0.0, -1.0, 0.0]])
+def test_whole_decimals_are_classes_where_one_class_a_row_is_asked_for(tmp_path, values):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"x{index},{value}\n" for index, value in enumerate(values)))
+    args = DataArguments(task="text-classification", train_file=str(path), problem_type="single_label_classification")
+    assert load_rows(args)[1].names == tuple(map(str, sorted(map(int, set(values)))))

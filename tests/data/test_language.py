@@ -345,3 +345,57 @@ def test_every_text_of_a_row_is_read_or_named(rows, tokenizer, monkeypatch):
 
     check()
     assert min(seen.values()) > 5, seen
+
+
+def one_row(row):
+    return datasets.DatasetDict(train=datasets.Dataset.from_list([row]))
+
+
+@pytest.mark.parametrize(
+    "row", [{"question": "2 + 2?", "answer": 4}, {"prompt": "2 + 2?", "output": 4}, {"input": "2 + 2?", "response": 4}]
+)
+def test_answers_that_are_integers_are_learnt(row):
+    rows = standardize_language(datasets.DatasetDict(train=datasets.Dataset.from_list([row])), DataArguments())[
+        "train"
+    ]
+    assert (rows[0]["prompt"], rows[0]["completion"]) == ("2 + 2?", "4")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": 0, "query": "q", "answers": "[1]", "tools": "[]"}, "'query' looks like a prompt, and among 'answers'"),
+        ({"question": "q", "answer": 1.5}, "'question' looks like a prompt, and among 'answer' none is known"),
+        ({"prompt": "p", "is_good": True}, "'prompt' looks like a prompt, and among 'is_good' none is known"),
+        ({"id": "a", "data": ["x", "y"]}, "no column looks like a text or a chat"),
+    ],
+)
+def test_a_prompt_or_an_id_is_not_learnt_alone(row, message):
+    with pytest.raises(UserError, match=message):
+        standardize_language(one_row(row), DataArguments())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": "array([{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}], dtype=object)"},
+        {"conversations": "({'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'})"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "refusal": "b"}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss_weight": 1}]},
+    ],
+)
+def test_chats_as_other_programs_write_them_are_read(row):
+    rows = standardize_language(datasets.DatasetDict(train=datasets.Dataset.from_list([row])), DataArguments())[
+        "train"
+    ]
+    found = [(message["role"], message["content"], message["extra"]) for message in rows[0]["messages"]]
+    assert found == [("user", "a", None), ("assistant", "b", None)]
+
+
+@pytest.mark.parametrize("name", ["systemPrompt", "system_instruction", "System_Message"])
+def test_a_system_column_is_known_in_every_spelling(name):
+    row = {name: "s", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    rows = standardize_language(datasets.DatasetDict(train=datasets.Dataset.from_list([row])), DataArguments())[
+        "train"
+    ]
+    assert rows[0]["messages"][0]["content"] == "s"

@@ -543,3 +543,30 @@ def test_a_process_that_reads_a_folder_again_sees_that_its_classes_changed_names
     for old, new in (("cat", "x"), ("dog", "cat"), ("x", "dog")):
         (tmp_path / old).rename(tmp_path / new)
     assert read_reds() == {"dog"}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
+@pytest.mark.parametrize("time", ["2020-01-31", "2020-01-31T10:20:30Z", "2020-01-31 10:20"])
+def test_dates_in_json_stay_as_they_are_written(tmp_path, name, time):
+    rows = [{"text": time, "note": 1, "turns": [{"said": time}]}, {"text": time, "note": 2, "turns": []}]
+    text = json.dumps(rows) if name == "rows.json" else "".join(json.dumps(row) + "\n" for row in rows)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    read = load_splits(arguments(train_file=path))["train"]
+    assert read.column_names == ["text", "note", "turns"]
+    assert read.to_list() == rows
+
+
+@pytest.mark.parametrize(
+    ("task", "header", "read"),
+    [
+        ("causal-lm", "question,answer", {"prompt": "2", "completion": "1.50"}),
+        ("seq2seq", "source,target", {"text": "2", "target": "1.50"}),
+        ("question-answering", "question,answer,context", {"text": "2", "answers": ["1.50"], "starts": [0]}),
+    ],
+)
+def test_answers_that_are_numbers_are_learnt_as_they_are_written(tmp_path, task, header, read):
+    rest = ",1.50 eur" if "context" in header else ""
+    path = write(tmp_path / "a.csv", f"{header}\n2,1.50{rest}\n3,1.50{rest}\n")
+    row = load_rows(DataArguments(task=task, train_file=str(path)))[0]["train"][0]
+    assert {name: row[name] for name in read} == read

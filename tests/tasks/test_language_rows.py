@@ -1,18 +1,22 @@
 """The same rows in train, predict, evaluate and Python: what is bad is named, or left out, in each of them."""
 
 import json
+from types import SimpleNamespace
 
+import datasets
 import pandas as pd
 import pytest
 import transformers
 
 from hftl.cli import main
-from hftl.config import parse_args
+from hftl.config import DataArguments, parse_args
 from hftl.errors import UserError
 from hftl.hub.load_check import build_inputs, check_inputs
 from hftl.inference import predictor
 from hftl.inference.evaluation import evaluate
+from hftl.inference.predictor import recall_columns
 from hftl.run_record import CANARY_FILE
+from hftl.tasks import build_task
 from hftl.training.run import run
 from tests import tiny
 from tests.tasks import chat_templates
@@ -129,7 +133,11 @@ def test_chats_in_every_file_are_answered_alike(trained, tmp_path):
     for path in sorted(tmp_path.iterdir()):
         out = tmp_path / "out" / f"{path.stem}.jsonl"
         out.parent.mkdir(exist_ok=True)
-        assert not main(["predict", str(trained), str(path), "--output_file", str(out), "--max_new_tokens", "3"])
+        named = {"lists": ["--text_columns", "conversations"], "python": ["--text_columns", "prompt"]}.get(
+            path.stem, []
+        )
+        words = ["predict", str(trained), str(path), "--output_file", str(out), "--max_new_tokens", "3"]
+        assert not main([*words, *named.get(path.stem, [])])
         assert [json.loads(line)["completion"] for line in out.read_text().splitlines()] == expected, path
     assert [answer["completion"] for answer in model.predict(mixed, max_new_tokens=3)] == expected
 
@@ -174,3 +182,27 @@ def test_scores_leave_the_bad_rows_out(trained, folder):
     good = evaluate(predictor.load(trained), str(folder / "chats.jsonl")).scores["perplexity"].value
     model = predictor.load(trained, on_bad_rows="skip")
     assert evaluate(model, str(folder / "bad.jsonl")).scores["perplexity"].value == pytest.approx(good, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("table", "read"),
+    [
+        ({"instruction": ["x"], "input": ["y"], "output": ["z"]}, ["instruction", "input"]),
+        ({"instruction": ["x"], "output": ["z"]}, ["instruction"]),
+        ({"instruction": ["x"], "system": ["s"], "note": ["n"]}, ["instruction", "system"]),
+        ({"instruction": ["x"], "question": ["q"]}, ["instruction"]),
+    ],
+)
+def test_what_belongs_to_a_recorded_prompt_is_read_with_it(table, read):
+    """Columns of the run are found again; all but the prompt itself may be missing."""
+    source = SimpleNamespace(
+        columns=("instruction", "input"),
+        task=build_task("causal-lm"),
+        data=DataArguments(task="causal-lm"),
+        name="run",
+    )
+    features = datasets.Dataset.from_dict(table).features
+    data = recall_columns(source, features)
+    assert list(source.task.choose_inputs(features, data)) == read
+    with pytest.raises(UserError, match="reads the column 'instruction', as in training; found 'question'"):
+        recall_columns(source, datasets.Dataset.from_dict({"question": ["x"]}).features)
