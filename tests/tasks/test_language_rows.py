@@ -137,7 +137,7 @@ def test_chats_in_every_file_are_answered_alike(trained, tmp_path):
             path.stem, []
         )
         words = ["predict", str(trained), str(path), "--output_file", str(out), "--max_new_tokens", "3"]
-        assert not main([*words, *named.get(path.stem, [])])
+        assert not main([*words, *named])
         assert [json.loads(line)["completion"] for line in out.read_text().splitlines()] == expected, path
     assert [answer["completion"] for answer in model.predict(mixed, max_new_tokens=3)] == expected
 
