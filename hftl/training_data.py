@@ -132,11 +132,11 @@ def _load_once(args: DataArguments) -> tuple[datasets.DatasetDict, LabelInfo, tu
 
 
 def _stamp(source: str) -> int:
-    """Changes when a file at a local path is another one, has another name, or is written."""
+    """Changes when a file at a local path comes or goes, is another one, has another name, or is written."""
     path = Path(source).expanduser()
     files = list_files(path) if path.is_dir() else [path]
-    stats = ((file, file.stat()) for file in files if file.is_file())
-    return hash(tuple((file, s.st_ino, s.st_size, s.st_mtime_ns) for file, s in stats))
+    stats = [file.stat() if file.is_file() else None for file in files]
+    return hash((tuple(files), tuple(s and (s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)))
 
 
 @functools.lru_cache(maxsize=1)

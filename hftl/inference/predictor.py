@@ -86,7 +86,8 @@ class Predictor:
         """Answer rows, in their order: what `hftl predict` writes.
 
         Args:
-            rows: texts, pairs of texts, images (PIL, arrays or paths), chats, or dictionaries of columns.
+            rows: texts, pairs of texts, images (PIL, arrays, paths or files as bytes), chats, or dictionaries of
+                columns.
             top_k: classes named for each row: `label`, `probability`, then `label_2`, `probability_2`, ...
             threshold: probability from which on a row has a label, where it may have several.
             max_new_tokens: of what a language model writes.
@@ -407,6 +408,8 @@ def _find_image(value: Any, folder: Path | None) -> Any:
     if fields and fields.get("bytes") is None and fields.get("path"):
         path = str(fields["path"])
         return Path(path).expanduser() if folder is None else resolve_path(path, folder)
+    if isinstance(value, bytes):  # as tables store files
+        return {"bytes": value, "path": None}
     if value is not None and not isinstance(value, (dict, Image.Image)):
         raise UserError(f"a {type(value).__name__}; give a PIL image, an array of numpy or the path of a file")
     return value

@@ -1,10 +1,13 @@
 """Arrays of numbers become the picture that they are, or are refused; nothing is cut to 8 bits."""
 
+import io
+
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from hftl.config import DataArguments
 from hftl.data.arrays import read_array
@@ -65,7 +68,7 @@ def test_an_array_that_is_no_picture_of_8_bits_is_refused(array, message):
     assert fault and "Error:" not in fault
 
 
-@pytest.mark.parametrize("value", [b"\x89PNG", 5, {1}, object()])
+@pytest.mark.parametrize("value", [io.BytesIO(b"\x89PNG"), 5, {1}, object()])
 def test_what_is_no_image_at_all_says_what_to_give(value):
     assert "give a PIL image, an array" in check_window({"image": [value]}, None)[1][0]
 
@@ -100,3 +103,19 @@ def test_arrays_of_fixed_shape_in_a_saved_data_set_are_pictures(tmp_path):
     features = datasets.Features({"image": datasets.Array3D((6, 8, 3), "uint8"), "label": datasets.Value("string")})
     datasets.Dataset.from_dict({"image": [COLORS, COLORS], "label": ["a", "b"]}, features).save_to_disk(tmp_path / "d")
     assert np.array_equal(np.asarray(train(tmp_path / "d")[1]["image"]), COLORS)
+
+
+@pytest.mark.parametrize("ending", ["PNG", "BMP", "TIFF"])
+def test_files_stored_as_bytes_are_read_in_training_and_prediction(tmp_path, ending):
+    file = io.BytesIO()
+    Image.fromarray(COLORS).save(file, ending)
+    pq.write_table(pa.table({"image": [file.getvalue()] * 2, "label": ["a", "b"]}), tmp_path / "t.parquet")
+    window = next(iter(open_stream(str(tmp_path / "t.parquet"), DataArguments(), "image").read(["image"], 9)))
+    found, faults = check_window(window, tmp_path)
+    assert faults == [None, None]
+    for image in (*train(tmp_path / "t.parquet")["image"], *found["image"]):
+        assert np.array_equal(np.asarray(image), COLORS)
+
+
+def test_bytes_that_are_no_image_are_refused():
+    assert check_window({"image": [b"GIF", b""]}, None)[1] == ["corrupt image", "empty image file"]
