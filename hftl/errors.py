@@ -57,8 +57,14 @@ class PublishError(Said, RuntimeError):
     exit_code = 5
 
 
+def printable(text: str) -> str:
+    """The text with what no terminal and no file takes, halves of surrogate pairs, as `\\udce9`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def shorten(text: str, limit: int = MAX_LENGTH) -> str:
     """The text, or its beginning and its end with what is left out between them counted."""
+    text = printable(text)
     if len(text) <= limit:
         return text
     kept = limit - 60

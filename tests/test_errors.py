@@ -34,3 +34,8 @@ def test_names_are_quoted_so_that_blanks_are_seen_and_many_are_counted():
 def test_an_unknown_column_lists_columns_in_quotes():
     assert "Valid: ' label', 'text'." in str(unknown_name("column", "label", ["text", " label"]))
     assert "Valid: accuracy, f1." in str(unknown_name("metric", "acc", ["f1", "accuracy"]))
+
+
+@pytest.mark.parametrize("error", [UserError, TrainingDiverged, OutOfResources])
+def test_a_message_can_be_printed_whatever_is_in_it(error):
+    assert str(error("the file l\udce9eme.txt")).encode() == b"the file l\\udce9eme.txt"

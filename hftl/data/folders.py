@@ -16,7 +16,7 @@ from hftl.data.files import SPLIT_NAMES, is_table, read_tables
 from hftl.data.images import is_image
 from hftl.data.paths import IMAGE_PATH_NAMES, find_paths, resolve_images
 from hftl.data.saved import is_saved, read_saved
-from hftl.errors import UserError
+from hftl.errors import UserError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -302,4 +302,4 @@ def _list_kinds(files: list[Path]) -> str:
 
 
 def _name_some(paths: list[Path]) -> str:
-    return ", ".join(str(path)[-200:] for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+    return printable(", ".join(str(path)[-200:] for path in paths[:3])) + (", ..." if len(paths) > 3 else "")

@@ -187,6 +187,7 @@ def test_a_text_beside_the_images_may_have_any_name(tmp_path, caplog):
     fill(tmp_path)
     (tmp_path / "red" / "l\udce9eme.txt").write_text("x")
     assert len(read_folder(tmp_path)["train"]) == 4 and "skipped 1 of 5" in caplog.text
+    assert caplog.text.encode()  # a terminal takes it
 
 
 # Folders of classes that lie elsewhere
