@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pandas as pd
 import pytest
 import transformers
@@ -125,10 +126,12 @@ def test_chats_in_every_file_are_answered_alike(trained, tmp_path):
     )
     pd.DataFrame({"prompt": [str(chat) for chat in chats]}).to_csv(tmp_path / "python.csv", index=False)
     pd.DataFrame({"conversations": chats}).to_parquet(tmp_path / "lists.parquet")
+    columns = {"python": ["--text_columns", "prompt"], "lists": ["--text_columns", "conversations"]}
     for path in sorted(tmp_path.iterdir()):
         out = tmp_path / "out" / f"{path.stem}.jsonl"
         out.parent.mkdir(exist_ok=True)
-        assert not main(["predict", str(trained), str(path), "--output_file", str(out), "--max_new_tokens", "3"])
+        words = ["predict", str(trained), str(path), "--output_file", str(out), "--max_new_tokens", "3"]
+        assert not main([*words, *columns.get(path.stem, ())])
         assert [json.loads(line)["completion"] for line in out.read_text().splitlines()] == expected, path
     assert [answer["completion"] for answer in model.predict(mixed, max_new_tokens=3)] == expected
 
@@ -144,6 +147,23 @@ def test_a_prompt_of_several_columns_is_read_by_predict_as_in_training(train, tm
     assert split == whole
     with pytest.raises(UserError, match="Row 1 cannot be answered: empty text"):
         model.predict(["a cat", " "])
+
+
+@pytest.mark.parametrize(
+    ("row", "read"),
+    [
+        ({"system": "be brief", "prompt": "name it", "completion": " cat"}, {"system", "prompt"}),
+        ({"messages": turns("name it", "cat"), "system": "be brief"}, {"messages", "system"}),
+        ({"tools": '[{"name": "see"}]', "messages": turns("name it", "cat")}, {"tools", "messages"}),
+        ({"instruction": "name it", "context": "a paw", "response": " cat"}, {"instruction", "context"}),
+    ],
+)
+def test_predict_reads_every_column_that_was_a_prompt_in_training(train, tmp_path, row, read):
+    rows = [row | {"id": f"{place}"} for place in range(9)]
+    _, out = train(tiny.write_jsonl(tmp_path / "train.jsonl", rows), "--max_length", "64", model="marked")
+    model = predictor.load(out)
+    assert set(model.choose_columns(datasets.Dataset.from_list(rows).features)) == read
+    assert model.predict([{name: row[name] for name in read}], max_new_tokens=1)
 
 
 def test_calls_and_tools_are_kept_for_the_check_of_the_saved_model(train, tmp_path):

@@ -255,6 +255,8 @@ class Predictor:
                 pairs and these are none.
         """
         data = recall_columns(self.source, features) if is_table else replace(self.source.data, **NO_NAMES)
+        if is_table and self.task.modality == "language" and self.source.columns and data.text_columns is None:
+            features = datasets.Features({name: features[name] for name in self.source.columns})
         chosen = self.task.choose_inputs(features, data)
         self._check_inputs(list(chosen))
         return chosen
@@ -317,6 +319,8 @@ def recall_columns(source: ModelSource, features: datasets.Features) -> DataArgu
             f"{source.name} reads the column {missing[0]!r}, as in training; found {quote_names(features)}. Name "
             f"the column to read with `--{flag} X`."
         )
+    if source.task.modality == "language":  # --text_columns names less than is read: no tools, and a completion last
+        return source.data
     return replace(source.data, **{flag: list(source.columns) if flag == "text_columns" else source.columns[0]})
 
 
