@@ -434,7 +434,7 @@ CHECKPOINT: list[Path] = []
 write_checkpoint = tiny.write_tiny_bert
 
 
-@fuzz(120)
+@fuzz(122)
 @given(tables(), st.sampled_from(VERBS))
 def test_a_table_is_read_as_it_was_meant_or_refused(table, verb):
     check(table, (verb,))
