@@ -11,6 +11,7 @@ import pytest
 from hftl import run_record as records
 from hftl.errors import UserError
 from hftl.run_record import RunRecord
+from hftl.runtime import files
 
 RUN = {"status": "completed", "task": "text-classification", "mode": "peft", "seed": 3}
 
@@ -96,7 +97,7 @@ def test_tokens_are_never_written(tmp_path):
 
 
 def test_redact_leaves_other_words_alone():
-    assert records.redact("hf_datasets and hf_" + "x" * 19) == "hf_datasets and hf_" + "x" * 19
+    assert files.redact("hf_datasets and hf_" + "x" * 19) == "hf_datasets and hf_" + "x" * 19
 
 
 def test_an_unknown_status_names_the_nearest():

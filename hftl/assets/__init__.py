@@ -44,7 +44,7 @@ def resolve_model(name: str) -> str:
     if not is_bundled(name):
         return name
     if name.removeprefix(PREFIX) in CONFIGURATIONS:
-        return str(Path(__file__).parent / "bundled" / name.removeprefix(PREFIX))
+        return str(Path(__file__).parents[1] / "bundled" / name.removeprefix(PREFIX))
     checkpoint = _find(CHECKPOINTS, name, "bundled checkpoint")
     weights = _locate_package(name, checkpoint) / checkpoint.weights
     _verify(weights, checkpoint.sha256, checkpoint.install)
@@ -68,7 +68,7 @@ def resolve_dataset(name: str) -> dict[str, str]:
         )
         return {split: str(folder / f"{split}.parquet") for split in sources}
     sha256_of = _find(DATASETS, name, "bundled data set")
-    folder = Path(__file__).parent / "bundled" / name.removeprefix(PREFIX)
+    folder = Path(__file__).parents[1] / "bundled" / name.removeprefix(PREFIX)
     files = {split: folder / f"{split}.parquet" for split in sha256_of}
     for split, path in files.items():
         _verify(path, sha256_of[split], "pip install hftl")

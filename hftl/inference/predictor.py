@@ -264,6 +264,8 @@ class Predictor:
                 pairs and these are none.
         """
         data = recall_columns(self.source, features) if is_table else replace(self.source.data, **NO_NAMES)
+        if is_table and self.task.modality == "language" and self.source.columns and data.text_columns is None:
+            features = datasets.Features({name: features[name] for name in self.source.columns})
         chosen = self.task.choose_inputs(features, data)
         self._check_inputs(list(chosen))
         return chosen

@@ -17,7 +17,7 @@ import transformers
 from hftl import assets
 from hftl.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "validation", "test")
 
 

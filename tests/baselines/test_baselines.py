@@ -433,7 +433,7 @@ def test_a_failure_is_recorded(folder, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("broken on purpose")
 
-    monkeypatch.setitem(BASELINES, "majority", baselines.Baseline(baselines._read_nothing, fail))
+    monkeypatch.setitem(BASELINES, "majority", baselines.Baseline("Majority class", baselines._read_nothing, fail))
     words = [*_flags(folder, "text"), "--output_dir", str(folder / "failed")]
     with pytest.raises(RuntimeError, match="on purpose"):
         run_baseline(parse_args(words, mode="majority"))

@@ -13,7 +13,7 @@ from hftl import cli
 from hftl.cli.words import default_config
 from hftl.errors import OutOfResources, TrainingDiverged, UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "datasets", "peft", "numpy", "accelerate", "pandas", "sklearn"}
 
 

@@ -10,7 +10,7 @@ from hftl.config.training_flags import SHORT
 from hftl.config.yaml_file import read_yaml
 from hftl.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").rglob("*.yaml"))
 CONFIGS = [path for path in CONFIGS if not path.name.startswith("compare-")]  # tests/compare/test_experiment.py
 
 

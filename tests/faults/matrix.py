@@ -22,8 +22,12 @@ class Row(NamedTuple):
     test: str
 
 
-DAMAGED, EXACT, SIGNALS = "faults/test_damaged_checkpoints.py", "faults/test_exact_resume.py", "faults/test_signals.py"
-TRAINER, PROCESSES, WRONG = "test_trainer.py", "test_multiprocess.py", "faults/test_wrong_input.py"
+DAMAGED, EXACT, SIGNALS = (
+    "faults/test_damaged_checkpoints.py",
+    "faults/test_exact_resume.py",
+    "training/test_signals.py",
+)
+TRAINER, PROCESSES, WRONG = "training/test_trainer.py", "training/test_multiprocess.py", "faults/test_wrong_input.py"
 END_OF_RUN, MEMORY = "faults/test_end_of_run.py", "faults/test_memory.py"
 
 ROWS = [
@@ -105,7 +109,7 @@ ROWS = [
     Row(16, "a gradient becomes infinite", "saves NaN weights", "exit code 3 before that step is saved",
         f"{TRAINER}::test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_saved"),
     Row(16, "the loss jumps up", "trains on", "a warning with step, loss, usual loss and what to set; trains on",
-        "faults/test_spikes.py::test_a_run_names_the_step_and_what_is_usual_and_trains_on"),
+        "training/test_spikes.py::test_a_run_names_the_step_and_what_is_usual_and_trains_on"),
     Row(17, "a learning rate of 1e30", "a plausible train loss", "exit code 3, and no model is left",
         f"{WRONG}::test_a_run_that_diverges_ends_with_code_3_and_leaves_no_model"),
     Row(18, "the metric that chooses the best is NaN", "no best, silently", "a warning with its name and the step",
@@ -119,13 +123,13 @@ ROWS = [
         f"{MEMORY}::test_memory_that_runs_out_in_training_ends_with_code_4_and_the_advice_goes_on"),
     Row(19, "the batch asked for does not fit", "as above",
         "`--auto_batch` divides it before the first step: losses and weights are the same within 1e-6",
-        "test_auto_batch.py::test_the_result_is_that_of_the_batch_asked_for_and_goes_on_as_it_was_divided"),
+        "training/test_auto_batch_size.py::test_the_result_is_that_of_the_batch_asked_for_and_goes_on_as_it_was_divided"),
     Row(19, "the process has a limit that the batch asked for does not fit in", "as above",
         "`--auto_batch` finds what fits below it: the run is the one that is divided so by hand, bit for bit",
         f"{MEMORY}::test_what_does_not_fit_is_divided_and_the_run_is_the_one_divided_by_hand"),
     Row(19, "the system kills the run, short of memory", "nothing is said",
         "the next start says that it was killed and what to set, and goes on from the last whole checkpoint",
-        "faults/test_lock.py::test_of_two_trainings_in_one_folder_the_second_is_refused_and_takes_over_when_the_first_"
+        "runtime/test_lock.py::test_of_two_trainings_in_one_folder_the_second_is_refused_and_takes_over_when_the_first_"
         "was_killed"),
     Row(20, "memory runs out in evaluation", "an exception", "again with half the batch, with the same scores",
         f"{MEMORY}::test_memory_that_runs_out_in_evaluation_halves_its_batch_and_changes_no_result"),
@@ -147,7 +151,7 @@ ROWS = [
         f"{DAMAGED}::test_the_newest_and_the_best_are_never_deleted"),
     Row(38, "two processes in one run folder", "they mix",
         "exit code 2 for the second, which says who is there; a killed one holds nothing",
-        "faults/test_lock.py::test_a_second_process_is_refused_and_told_who_is_there"),
+        "runtime/test_lock.py::test_a_second_process_is_refused_and_told_who_is_there"),
 ]  # fmt: skip
 
 

@@ -284,7 +284,7 @@ def test_a_folder_of_images_is_read_as_it_was_meant_or_refused(folder, verb):
     check(folder, (verb,))
 
 
-@fuzz(4)
+@fuzz(3)
 @given(folders().filter(lambda folder: not folder.excuses))
 def test_folders_are_trained_on_and_answered(tmp_path_factory, folder):
     check(folder, (), tmp_path_factory.mktemp("run"))

@@ -233,7 +233,7 @@ def test_masks_are_read_as_they_were_meant_or_refused(scenes, verb):
     check(scenes, (verb,))
 
 
-@fuzz(4)
+@fuzz(3)
 @given(masks().filter(lambda scenes: not scenes.excuses))
 def test_masks_are_trained_on_and_answered(tmp_path_factory, scenes):
     check(scenes, (), tmp_path_factory.mktemp("run"))

@@ -138,7 +138,7 @@ class HubServer:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # of datasets: a request to another host
             "NO_PROXY": "127.0.0.1,localhost",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
         }
         return environment | ({"HF_TOKEN": token} if token else {})
 

@@ -29,7 +29,7 @@ from hftl.training.run import run
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft's hints
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXTS = [row["text"] for row in tiny.make_texts(9, seed=1)]  # of test.csv
 
 

@@ -29,7 +29,7 @@ from tests.networks import (
     build_network,
 )
 
-PAGE = Path(__file__).parents[1] / "docs" / "adapters.md"
+PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
 START, END = "<!-- matrix -->", "<!-- /matrix -->"
 WORKS, REFUSED = "yes", "-"
 TEXT, IMAGES = TEXT_NETWORKS | TEXT_ONLY_ADAPTED, IMAGE_NETWORKS | IMAGE_ONLY_ADAPTED

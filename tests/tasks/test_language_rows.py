@@ -155,6 +155,23 @@ def test_a_prompt_of_several_columns_is_read_by_predict_as_in_training(train, tm
         model.predict(["a cat", " "])
 
 
+@pytest.mark.parametrize(
+    ("row", "read"),
+    [
+        ({"system": "be brief", "prompt": "name it", "completion": " cat"}, {"system", "prompt"}),
+        ({"messages": turns("name it", "cat"), "system": "be brief"}, {"messages", "system"}),
+        ({"tools": '[{"name": "see"}]', "messages": turns("name it", "cat")}, {"tools", "messages"}),
+        ({"instruction": "name it", "context": "a paw", "response": " cat"}, {"instruction", "context"}),
+    ],
+)
+def test_predict_reads_every_column_that_was_a_prompt_in_training(train, tmp_path, row, read):
+    rows = [row | {"id": f"{place}"} for place in range(9)]
+    _, out = train(tiny.write_jsonl(tmp_path / "train.jsonl", rows), "--max_length", "64", model="marked")
+    model = predictor.load(out)
+    assert set(model.choose_columns(datasets.Dataset.from_list(rows).features)) == read
+    assert model.predict([{name: row[name] for name in read}], max_new_tokens=1)
+
+
 def test_calls_and_tools_are_kept_for_the_check_of_the_saved_model(train, tmp_path):
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "see", "arguments": {"n": 1}}}]}
     tools = [{"type": "function", "function": {"name": "see"}}]

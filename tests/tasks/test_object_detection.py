@@ -300,7 +300,7 @@ def test_a_query_of_a_sigmoid_network_may_be_of_several_classes(learner):
 
 
 def test_the_recipe_builds_the_network_that_its_images_fit():
-    args = parse_args([str(Path(__file__).parents[1] / "recipes/configs/fashion-scenes-detection.yaml")])
+    args = parse_args([str(Path(__file__).parents[2] / "recipes/configs/fashion-scenes-detection.yaml")])
     task, info = ObjectDetection(), LabelInfo("object-detection", ("top", "trouser", "dress", "shoe", "bag"))
     processor = task.load_processor(args.model.model_name_or_path, "main", args.data)
     config = load_config(args.model, task, processor, info)

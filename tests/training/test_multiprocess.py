@@ -23,7 +23,7 @@ from hftl.training.run import run
 from tests import tiny
 from tests.networks import IMAGE_SIZE, build_network, build_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
 NUM_ROWS = {"train": 41, "validation": 13, "test": 11}  # 41: five steps of eight rows and one of a single row
 # Plain gradient descent: Adam would hide a gradient of the wrong scale, and so would clipping.
