@@ -198,7 +198,9 @@ def _check(path: Path, layout: Layout) -> Layout:
         _Unfit: a row has more or fewer fields than the header, or might be several.
     """
     records = _parse(path, layout)
-    fields, _, _ = next(records)
+    fields, _, _ = next(records, ([], None, 0))
+    if not fields:
+        raise UserError(f"{path} has no rows but separators; give a table with rows.")
     layout = replace(layout, names=name_columns(fields))
     width, spans, short, num_rows = len(fields), [], [], 0
     for fields, lines, number in records:

@@ -184,12 +184,14 @@ def _split_by_folder(rows: datasets.Dataset, folder: Path, image_column: str | N
 
 def _named_paths(rows: datasets.Dataset, image_column: str | None) -> list[str | None]:
     column = _choose_image(rows, image_column)
-    return find_paths(rows, column) if column in rows.column_names else []
+    return find_paths(rows, column, rows.features[column]) if column in rows.column_names else []
 
 
 def _say_unnamed(folder: Path, rows: datasets.Dataset, image_column: str | None) -> None:
     """Images that no row of the metadata names are not used, which may surprise."""
-    named = {str(path) for column in rows.column_names for path in find_paths(rows, column) if path}
+    named = {
+        str(path) for column, feature in rows.features.items() for path in find_paths(rows, column, feature) if path
+    }
     unnamed = [path for path in list_files(folder) if is_image(path) and str(path.absolute()) not in named]
     if unnamed:
         logger.warning(

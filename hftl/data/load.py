@@ -70,7 +70,8 @@ def compute_fingerprint(dataset: datasets.Dataset) -> str:
     digest = hashlib.sha256()
     others = sorted(set(dataset.column_names) - {*CANONICAL, "row_id", "group"})
     names = [name for name in CANONICAL if name in dataset.column_names] + others
-    images = [name for name in names if isinstance(dataset.features[name], datasets.Image)]
+    features = dataset.features  # a copy, made at each access
+    images = [name for name in names if isinstance(features[name], datasets.Image)]
     rows = dataset.with_format(None).select_columns(names)
     for name in images:
         rows = rows.cast_column(name, datasets.Image(decode=False))

@@ -73,7 +73,7 @@ def resolve_images(table: datasets.Dataset, folder: Path, image_column: str | No
             if name == image_column or name in (*IMAGE_PATH_NAMES, *MASK_NAMES) and _look_like_images(table, name):
                 full = [value and _try_to_resolve(value, folder) for value in table[name][:]]
                 table = _replace(table, name, full, datasets.Value("string"))
-        elif any(path and not os.path.isabs(path) for path in _find_stored_paths(table, name)):
+        elif any(path and not os.path.isabs(path) for path in _find_stored_paths(table, name, feature)):
             images = table.cast_column(name, datasets.Image(decode=False))[name][:]
             full = [image and _with_full_path(image, folder) for image in images]
             table = _replace(table, name, full, datasets.Image())
@@ -130,7 +130,7 @@ def to_images(rows: datasets.Dataset, name: str, args: Any) -> datasets.Dataset:
         rows = rows.cast_column(name, datasets.Image(decode=True))
     except (pa.ArrowException, TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"The column {name!r} holds {feature}, which are no images; name another column.") from error
-    for row_id, path in enumerate(_find_stored_paths(rows, name)):
+    for row_id, path in enumerate(_find_stored_paths(rows, name, rows.features[name])):
         if path and not os.path.isabs(path):
             resolve_path(path, Path())  # says what is wrong, if it leads out
             raise UserError(
@@ -168,8 +168,8 @@ def _is_remote(args: Any) -> bool:
 def keep_inside(table: datasets.Dataset, homes: Iterable[Path], source: str) -> None:
     """Raises UserError if a stored image is a file that lies in none of the folders which belong to the data set."""
     homes = [home.resolve() for home in homes]
-    for name in table.features:
-        for path in filter(None, _find_stored_paths(table, name)):
+    for name, feature in table.features.items():
+        for path in filter(None, _find_stored_paths(table, name, feature)):
             real = Path(path).resolve() if os.path.isabs(path) else None
             if real is None or not any(real.is_relative_to(home) for home in homes):
                 raise UserError(
@@ -184,9 +184,9 @@ def hub_homes() -> list[Path]:
     return [*map(Path, caches), Path(huggingface_hub.constants.HF_HUB_CACHE)]
 
 
-def find_paths(table: datasets.Dataset, name: str) -> list[str | None]:
-    """The paths in a column of images, or in a column of texts."""
-    return table[name][:] if is_text(table.features[name]) else _find_stored_paths(table, name)
+def find_paths(table: datasets.Dataset, name: str, feature: object) -> list[str | None]:
+    """The paths in a column of images, or in a column of texts; `feature` is its type."""
+    return table[name][:] if is_text(feature) else _find_stored_paths(table, name, feature)
 
 
 def is_text(feature: object) -> bool:
@@ -194,9 +194,14 @@ def is_text(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
-def _find_stored_paths(table: datasets.Dataset, name: str) -> list[str | None]:
-    """The path of each image that is a file of its own, None for one that is stored; empty where all are stored."""
-    feature = table.features[name]
+def _find_stored_paths(table: datasets.Dataset, name: str, feature: object) -> list[str | None]:
+    """The path of each image that is a file of its own, None for one that is stored; empty where all are stored.
+
+    Args:
+        table: rows.
+        name: of a column.
+        feature: its type, given because `table.features` copies the types of all columns.
+    """
     is_struct = isinstance(feature, dict) and {"path"} <= set(feature) <= {"path", "bytes"}
     if not isinstance(feature, datasets.Image) and not (is_struct and is_text(feature["path"])):
         return []

@@ -344,7 +344,7 @@ def test_fashion_mnist_is_a_balanced_sample_of_distinct_grey_images(fashion_mnis
 
 
 def test_each_data_set_carries_its_licence_and_stays_small() -> None:
-    folder = Path(assets.__file__).parent / "bundled"
+    folder = Path(assets.__file__).parents[1] / "bundled"
     for name, holder in (("wordnet", "Copyright 2006 by Princeton University"), ("fashion-mnist", "2017 Zalando SE")):
         assert holder in (folder / name / "LICENSE").read_text(encoding="utf-8")
         assert sum(path.stat().st_size for path in (folder / name).iterdir()) < 4_000_000

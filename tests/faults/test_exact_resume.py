@@ -58,6 +58,9 @@ def train(files, tmp_path_factory):
                      "--per_device_train_batch_size": 4, "--max_steps": 8, "--save_strategy": "steps",
                      "--save_steps": 3, "--output_dir": folder, "--use_cpu": "true"}  # fmt: skip
             flags |= dict(zip(words[::2], words[1::2], strict=True))
+            for what in ("save", "logging"):  # a number of steps is for the strategy that counts them
+                if flags.get(f"--{what}_strategy") == "epoch":
+                    del flags[f"--{what}_steps"]
             given = [word for flag, value in flags.items() for word in (flag, *str(value).split())]
             return run(parse_args(given), callbacks=callbacks)
 

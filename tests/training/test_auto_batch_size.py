@@ -203,7 +203,7 @@ def test_memory_that_runs_out_later_ends_with_code_4_and_the_checkpoint_is_intac
     ("flags", "message"),
     [
         (["--mode", "probe"], "--auto_batch is for training, and --mode probe has no training steps"),
-        (["--mode", "full", "--fsdp", "full_shard"], "which FSDP and DeepSpeed split among them"),
+        (["--mode", "full", "--fsdp", "full_shard"], "--fsdp splits a network among several processes"),
     ],
 )
 def test_where_it_would_measure_something_else_it_is_refused(flags, message, capsys):
