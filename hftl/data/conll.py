@@ -22,6 +22,7 @@ DOCUMENT_START = "-DOCSTART-"
 UNIVERSAL_COLUMNS = 10
 LOOKED_AT = 200  # lines of a .txt, which may be either
 ALIKE = 0.8  # of them with one number of columns
+_SPAN = re.compile(r"\d+[-.]\d+")  # numbers of words that are written as one, or a word between two
 _ROLE = re.compile(r"[BIESLUMWO]|[BIESLUMW][-_]\S+", re.IGNORECASE)  # a tag that no other word needs to have
 
 
@@ -103,9 +104,10 @@ def read_conll(path: Path, *, needs_tags: bool = True) -> datasets.Dataset:
                 f"{path}, line {number}: found {len(columns)} columns, expected {expected}: a word first, its tag "
                 "last, an empty line after each sentence."
             )
-        if layout.width == UNIVERSAL_COLUMNS and columns[0].replace("-", "").replace(".", "").isdigit():
-            if not columns[0].isdigit():  # a contraction, or an empty node: its parts have lines of their own
-                continue
+        is_universal = layout.width == UNIVERSAL_COLUMNS and (columns[0].isdigit() or _SPAN.fullmatch(columns[0]))
+        if (layout.word or is_universal) and _SPAN.fullmatch(columns[0]):
+            continue  # a contraction, or an empty node: its parts have lines of their own
+        if is_universal:
             columns = [columns[1], columns[3]]
         words.append(columns[layout.word])
         tags.append(columns[-1])
@@ -131,6 +133,7 @@ def _are_counted(lines: Sequence[str], width: int) -> bool:
     sentences = []
     for is_filled, group in itertools.groupby(lines, key=lambda line: bool(line.strip())):
         firsts = [_split(line)[0] for line in group if is_filled and not line.startswith(("#", DOCUMENT_START))]
+        firsts = [first for first in firsts if not _SPAN.fullmatch(first)]
         sentences += [firsts] if firsts else []
     is_told = 3 <= width != UNIVERSAL_COLUMNS and max(map(len, sentences), default=0) > 1
     return is_told and all(map(_is_count, sentences))

@@ -20,7 +20,7 @@ from PIL import Image
 from hftl.config import DataArguments
 from hftl.data.arrays import read_array
 from hftl.data.images import strict_pillow
-from hftl.data.paths import resolve_path
+from hftl.data.paths import IMAGE_PATH_NAMES, resolve_path
 from hftl.data.pixels import Range, kept_range, read_rgb
 from hftl.data.stream import infer_features
 from hftl.errors import UserError, quote_names, unknown_name
@@ -329,6 +329,8 @@ def recall_columns(source: ModelSource, features: datasets.Features) -> DataArgu
     flag, is_language = _column_flag(source), source.task.modality == "language"
     needed = source.columns[:1] if is_language else source.columns  # beside a prompt or chat columns may be missing
     if missing := [name for name in needed if name not in features]:
+        if source.task.modality == "image" and set(missing) <= set(IMAGE_PATH_NAMES):
+            return source.data  # found by their usual names: `image` of folders, `file_name` of metadata
         raise UserError(
             f"{source.name} reads the column {missing[0]!r}, as in training; found {quote_names(features)}. Name "
             f"the column to read with `--{flag} X`."

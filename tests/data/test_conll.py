@@ -74,6 +74,7 @@ def test_comments_of_conll_u_stay_comments(tmp_path):
         "1\tAm\tADP\tO\n2\tRhein\tPROPN\tB-LOC\n\n1\tund\tCONJ\tO\n",
         "# global.columns = ID FORM NER\n1\tAm\tO\n2\tRhein\tB-LOC\n\n1\tund\tO\n",
         "0 Am O\n1 Rhein B-LOC\n\n0 und O\n",
+        "# global.columns = ID FORM NER\n1-2\tAmRhein\t_\n1\tAm\tO\n2\tRhein\tB-LOC\n\n1\tund\tO\n1.1\tso\t_\n",
     ],
 )
 def test_a_column_that_counts_the_words_is_passed_over(tmp_path, text):

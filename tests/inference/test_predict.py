@@ -443,6 +443,14 @@ def test_a_flag_names_another_column_than_that_of_training(train, tmp_path, caps
     assert [row["label"] for row in predict(capsys, train("full"), tmp_path / "b.csv")] == expected
 
 
+@pytest.mark.parametrize("name", ["file_name", "path", "img"])
+def test_a_model_of_class_folders_reads_tables_with_another_usual_name(images, capsys, name):
+    table = images.photos.parent / f"{name}.csv"
+    table.write_text(f"{name}\nphotos/red/3.png\nphotos/blue/0.png\n")
+    alone = [predict(capsys, images("full"), images.photos / path)[0] for path in ("red/3.png", "blue/0.png")]
+    assert [row["label"] for row in predict(capsys, images("full"), table)] == [row["label"] for row in alone]
+
+
 @pytest.mark.parametrize("separator", ["\t", ";", "|"])
 def test_predict_answers_every_line_of_a_table(train, tmp_path, capsys, separator):
     rows = [("text", "id"), *((f'"{text}' if i in (1, 4) else text, str(i)) for i, text in enumerate(TEXTS))]
