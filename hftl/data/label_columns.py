@@ -95,3 +95,22 @@ def _read_mark(value: Any, name: str, split: str, row: int) -> bool:
         f"The label column {name!r} of {split} has {value!r} in row {row}; several label columns hold 0 and 1 each. "
         "Fill in or remove the row, or give one --label_column."
     )
+
+
+VERDICTS = {"accept", "reject", "ignore"}  # of an annotator on each row, beside the label that was proposed
+
+
+def refuse_rejected(splits: datasets.DatasetDict, label: str) -> None:
+    """Rows whose label an annotator rejected, as Prodigy exports them, would be learnt as if it were right.
+
+    Raises:
+        UserError: there are some.
+    """
+    for split, rows in splits.items():
+        for name in set(rows.column_names) - {label}:
+            if name.lower() == "answer" and set(answers := rows[name][:]) <= VERDICTS and {*answers} - {"accept"}:
+                place = next(index for index, answer in enumerate(answers) if answer != "accept")
+                raise UserError(
+                    f"The column {name!r} of {split} says {answers[place]!r} in row {place}: its label is not true. "
+                    "Leave out all rows that are not accepted, and that column."
+                )

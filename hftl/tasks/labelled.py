@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hftl.data.columns import choose_columns, choose_inputs, read_whole_numbers, standardize_columns
-from hftl.data.label_columns import join_label_columns
+from hftl.data.label_columns import join_label_columns, refuse_rejected
 from hftl.data.labels import (
     MULTI,
     REGRESSION,
@@ -62,7 +62,9 @@ class LabelledTask(Task):
     def _choose(self, raw: datasets.DatasetDict, args: Any, problem_type: str | None) -> datasets.DatasetDict:
         """Canonical columns, the label one value or one list a row."""
         raw, args = join_label_columns(raw, args, problem_type)
-        splits = standardize_columns(raw, choose_columns(raw, args, self.modality), self.modality, args)
+        columns = choose_columns(raw, args, self.modality)
+        refuse_rejected(raw, columns.label)
+        splits = standardize_columns(raw, columns, self.modality, args)
         return read_label_texts(splits, problem_type)
 
     def choose_inputs(self, features: datasets.Features, args: Any) -> dict[str, str]:

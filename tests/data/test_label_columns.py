@@ -9,7 +9,7 @@ import pytest
 import hftl
 from hftl.cli import main
 from hftl.config import DataArguments, parse_args
-from hftl.data.label_columns import join_label_columns
+from hftl.data.label_columns import join_label_columns, refuse_rejected
 from hftl.data.load import load_splits
 from hftl.errors import UserError
 from hftl.run_record import RunRecord
@@ -130,3 +130,17 @@ def test_the_columns_are_evaluated_audited_and_not_read_in_a_prediction(folder, 
     answers = [json.loads(line) for line in (folder / "p.jsonl").read_text().splitlines()]
     assert len(answers) == 24 and all(set(answer["labels"]) == set(NAMES) for answer in answers)
     assert set(hftl.load("run").predict(["a text"], threshold=0.01)[0]["labels"]) == set(NAMES)
+
+
+@pytest.mark.parametrize("answers", [["accept", "reject"], ["ignore", "accept"], ["reject", "reject"]])
+def test_labels_that_an_annotator_rejected_are_not_learnt(answers):
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"], "answer": answers})
+    with pytest.raises(UserError, match="The column 'answer' of train says '(reject|ignore)' in row [01]"):
+        refuse_rejected(datasets.DatasetDict(train=rows), "label")
+
+
+@pytest.mark.parametrize("answers", [["accept", "accept"], ["yes", "no"], ["reject it", "accept"]])
+def test_other_answers_are_no_verdicts(answers):
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"], "answer": answers})
+    refuse_rejected(datasets.DatasetDict(train=rows), "label")
+    refuse_rejected(datasets.DatasetDict(train=rows.remove_columns("label")), "answer")
