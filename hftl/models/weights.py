@@ -16,20 +16,26 @@ from hftl.errors import UserError
 from hftl.runtime.files import write_atomically
 
 INDEX = "model.safetensors.index.json"
+BESIDE = {
+    *("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"),
+    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task"),
+}  # of a configuration: where it is from, how it is loaded, and the head, which a run makes anew
 BLOCK = 1 << 22  # bytes read at once
 SETTLED_NS = 2 * 10**9  # a file changed later than so long ago may change again without another time of change
 
 
 def digest_weights(name: str | None) -> str | None:
-    """32 hexadecimal digits of every byte of the weights in a local folder; None for what is no local folder.
+    """32 hexadecimal digits of every byte of the weights in a local folder, and of what its configuration computes.
 
-    A file is read once: its digest is kept in the cache beside its size, place on the disk and times of change.
+    None for what is no local folder. A file is read once: its digest is kept in the cache beside its size, place on
+    the disk and times of change.
     """
     if not name or is_bundled(name) or not Path(name).is_dir():
         return None
     digest = xxhash.xxh3_128()
     for path in _list_weights(Path(name)):
         digest.update(f"{path.name} {_digest_file(path)}\n".encode())
+    digest.update(_describe_network(Path(name)).encode())
     return digest.hexdigest()
 
 
@@ -68,6 +74,14 @@ def _list_weights(folder: Path) -> list[Path]:
         names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         return [path for name in sorted(names) if (path := folder / name).is_file()]
     return sorted(folder.glob("*.safetensors"))
+
+
+def _describe_network(folder: Path) -> str:
+    """The configuration without what changes no answer of the body: the activation counts, a version does not."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # loading will say what is wrong
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return json.dumps({key: value for key, value in config.items() if key not in BESIDE}, sort_keys=True)
+    return ""
 
 
 def _digest_file(path: Path) -> str:

@@ -146,6 +146,24 @@ def test_one_changed_weight_of_the_base_is_noticed(copy):
         load_network(find_source(str(copy / "run")))
 
 
+def _edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"layer_norm_eps": 0.1}, {"num_attention_heads": 1}])
+def test_a_base_that_computes_otherwise_is_noticed(copy, change):
+    _edit_config(copy / "bert", **change)
+    with pytest.raises(UserError, match="was trained over other weights"):
+        load_network(find_source(str(copy / "run")))
+
+
+@pytest.mark.parametrize("change", [{"transformers_version": "9.9"}, {"dtype": "float32"}, {"id2label": {"0": "a"}}])
+def test_a_base_that_says_other_things_of_itself_is_the_same(copy, change):
+    _edit_config(copy / "bert", **change)
+    load_network(find_source(str(copy / "run")))
+
+
 def test_a_base_that_is_gone_is_named(copy):
     shutil.rmtree(copy / "bert")
     with pytest.raises(UserError, match="an adapter over the weights in the folder .*bert, which is not there"):
