@@ -5,9 +5,9 @@
 A room is a top-level folder or module of `hftl`, but for the front door, `hftl/__init__.py`, which only names what is
 public. Its floor is its depth by imports, whenever they are made: a room that imports none of the others stands on
 floor 1. An arrow is one room that imports another; it runs back where the other one stands on the same floor or above,
-as it must in a circle. A stay is one function that the arguments of `run` pass through, whole or as one of their parts,
-not inside the result of a stage; a climb is a call among these to a room above. `--types` also counts what pyright
-finds, which takes a minute or more.
+as it must in a circle. A stay is one function that the arguments of `run` pass through, whole or as one of their
+parts, not inside the result of a stage; a climb is a call among these to a room above. `--types` also counts what
+pyright finds, which takes a minute or more.
 """
 
 import argparse
