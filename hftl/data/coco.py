@@ -4,7 +4,6 @@ Columns: `image`, `image_id` and `objects` (`id`, `bbox`, `category`), as data s
 know whether a box can be learnt: `boxes` looks at it, and names the annotation.
 """
 
-import gzip
 import json
 import logging
 import zlib
@@ -15,6 +14,7 @@ from typing import Any
 
 import datasets
 
+from hftl.data.encoding import open_text
 from hftl.data.paths import resolve_path
 from hftl.errors import UserError
 
@@ -30,9 +30,8 @@ def parse_coco(path: Path) -> dict[str, list] | None:
     Args:
         path: a .json, or one packed as .json.gz.
     """
-    open_text = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with open_text(path, "rt", encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             start = file.read(START)
             if not start.lstrip().startswith("{") or not any(f'"{part}"' in start for part in PARTS):
                 return None

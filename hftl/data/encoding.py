@@ -11,7 +11,7 @@ import shlex
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from hftl.errors import UserError
 
@@ -78,9 +78,14 @@ def open_text(path: Path, newline: str | None = None, errors: str | None = None)
     return opened(path, "rt", encoding="utf-8-sig", newline=newline, errors=errors)
 
 
+def open_bytes(path: Path) -> BinaryIO:
+    """The bytes of a file, unpacked where it ends in .gz."""
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
 def read_bytes(path: Path) -> bytes:
     """All of a file, unpacked."""
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+    with open_bytes(path) as file:
         return file.read()
 
 

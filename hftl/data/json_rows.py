@@ -4,7 +4,6 @@ Must not know which columns matter.
 """
 
 import codecs
-import gzip
 import itertools
 import json
 import re
@@ -14,7 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from hftl.data.encoding import UNPACKED, not_utf8, open_text
+from hftl.data.encoding import UNPACKED, not_utf8, open_bytes, open_text
 from hftl.errors import UserError, quote_names
 
 MAX_DEPTH = 100
@@ -43,7 +42,7 @@ def check_json(path: Path) -> None:
 def _check_bytes(path: Path) -> None:
     """Brackets inside texts count at first; only where they could matter is the file read by letters."""
     depth, deepest, decoder = 0, 0, codecs.getincrementaldecoder("utf-8")()
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+    with open_bytes(path) as file:
         begin = file.read(1000).removeprefix(codecs.BOM_UTF8)
         if b"\0" in begin:
             raise not_utf8(path)

@@ -15,7 +15,8 @@ import numpy as np
 
 from hftl.data.chats import is_empty, looks_like_chat, read_chat, read_tools
 from hftl.data.columns import TEXT_NAMES
-from hftl.data.roles import SIDES, choose_layout, is_id, is_text, is_whole
+from hftl.data.paths import is_text
+from hftl.data.roles import SIDES, choose_layout, is_id, is_whole
 from hftl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:

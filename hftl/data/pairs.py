@@ -10,6 +10,8 @@ import datasets
 import numpy as np
 
 from hftl.data.chats import parse_text
+from hftl.data.paths import is_text
+from hftl.data.roles import is_whole
 from hftl.errors import UserError, quote_names, shorten, unknown_name
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def choose_source(features: datasets.Features, given: str | None) -> str:
     """
     if given:
         return _check(given, features, "--source_column")
-    texts = [name for name in features if _is_text(features[name])]
+    texts = [name for name in features if is_text(features[name])]
     named = [name for name in dict.fromkeys(source for source, _ in PAIR_NAMES) if name in texts]
     found = named or texts
     if len(found) != 1:
@@ -83,10 +85,10 @@ def _choose(features: datasets.Features, args: "DataArguments") -> tuple[str, st
     found = [
         pair
         for pair in PAIR_NAMES
-        if all(name in features and _is_text(features[name]) for name in pair)
+        if all(name in features and is_text(features[name]) for name in pair)
         and all(name in (None, other) for name, other in zip(given, pair, strict=True))
     ]
-    instructions = [name for name in features if name.lower() in INSTRUCTIONS and _is_text(features[name])]
+    instructions = [name for name in features if name.lower() in INSTRUCTIONS and is_text(features[name])]
     if len(found) == 1 and not all(given) and instructions and "input" in found[0]:
         raise UserError(
             f"The column {instructions[0]!r} says what is to be done with 'input', and would not be read. Write both "
@@ -101,19 +103,10 @@ def _choose(features: datasets.Features, args: "DataArguments") -> tuple[str, st
 def _check(name: str, features: datasets.Features, flag: str) -> str:
     if name not in features:
         raise unknown_name("column", name, features, f"Correct {flag}.")
-    if not _is_text(features[name]) and not _is_whole(features[name]):
+    if not is_text(features[name]) and not is_whole(features[name]):
         found = shorten(str(features[name]), 200)
         raise UserError(f"The column {name!r} holds {found}, not text; choose another with {flag}.")
     return name
-
-
-def _is_text(feature: object) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-
-
-def _is_whole(feature: object) -> bool:
-    """Whether values are integers, whose texts are told by their numbers; 1.50 would become another."""
-    return isinstance(feature, datasets.Value) and "int" in feature.dtype
 
 
 def _take_apart(rows: datasets.Dataset) -> datasets.Dataset:

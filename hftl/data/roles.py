@@ -11,6 +11,7 @@ import datasets
 
 from hftl.data.chats import CHAT_NAMES, CONTENT_KEYS, MEDIA, ROLE_KEYS
 from hftl.data.columns import TEXT_NAMES
+from hftl.data.paths import is_text
 from hftl.errors import UserError, quote_names, unknown_name
 
 # As the instruction data sets of the Hub call them.
@@ -76,10 +77,6 @@ def _prefer(texts: list[str]) -> list[str]:
         if found := [name for name in texts if name.lower() in names]:
             return found
     return texts
-
-
-def is_text(feature: object) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
 def is_whole(feature: object) -> bool:

@@ -5,18 +5,18 @@ each row a list of `answers` and of their `starts` in the context, both empty wh
 cannot be read, `fault` says why. Must not know: tokens.
 """
 
-import gzip
 import json
 import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import datasets
 
 from hftl.data.chats import parse_text
+from hftl.data.encoding import open_text
 from hftl.data.label_columns import name_label_column
 from hftl.errors import UserError, unknown_name
 
@@ -41,15 +41,10 @@ _FEATURES = datasets.Features(
 def is_squad(path: Path) -> bool:
     """Whether a JSON file is nested as SQuAD is: data, paragraphs, questions."""
     try:
-        with _open(path, errors="replace") as file:
+        with open_text(path, errors="replace") as file:
             return '"paragraphs"' in file.read(10_000)
     except (OSError, EOFError, zlib.error):  # no whole gzip file: whoever reads it will say so
         return False
-
-
-def _open(path: Path, errors: str = "strict") -> TextIO:
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    return opened(path, "rt", encoding="utf-8-sig", errors=errors)
 
 
 def read_squad(path: Path) -> datasets.Dataset:
@@ -60,7 +55,7 @@ def read_squad(path: Path) -> datasets.Dataset:
     """
     rows: list[dict[str, Any]] = []
     try:
-        with _open(path) as file:
+        with open_text(path) as file:
             content = json.load(file)
         articles = content["data"] if isinstance(content, dict) and "data" in content else content
         for article in [articles] if isinstance(articles, dict) else articles:
